@@ -1,0 +1,93 @@
+"""Checks of the machine that a run will need, each with what was found and, when it fails, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.resources import resource_names
+
+NEEDED_PACKAGES = (
+    "av",
+    "duckdb",
+    "fsspec",
+    "numpy",
+    "opencv-python-headless",
+    "pyarrow",
+    "pydantic",
+    "ray",
+    "scenedetect-headless",
+)
+NEEDED_ENCODERS = ("libx264",)
+NEEDED_DECODERS = ("h264", "hevc", "vp9", "av1")
+SCRATCH_GIB = 2
+"""Free space below which the scratch folder is called too small, GiB: our choice; clips are cut there one by one."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check's outcome."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def checks() -> list[Check]:
+    """All checks, in the order of a run's needs."""
+    return [
+        _check("python", _python),
+        *[_check(name, lambda name=name: importlib.metadata.version(name)) for name in NEEDED_PACKAGES],
+        _check("encoders", lambda: _codecs(NEEDED_ENCODERS, "w")),
+        _check("decoders", lambda: _codecs(NEEDED_DECODERS, "r")),
+        _check("ray starts", _ray),
+        _check("scratch space", _scratch),
+        _check("prompts and manifests", lambda: ", ".join(resource_names("prompts") + resource_names("manifests"))),
+    ]
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, False, "not installed; run: pip install hicom-248k-builder")
+    except Exception as err:  # whatever is wrong with the machine is the finding
+        return Check(name, False, f"{type(err).__name__}: {err}")
+
+
+def _python() -> str:
+    if sys.version_info < (3, 11):
+        raise RuntimeError(f"{sys.version.split()[0]}; Python 3.11 or newer is needed")
+    return sys.version.split()[0]
+
+
+def _codecs(names: tuple[str, ...], mode: Literal["r", "w"]) -> str:
+    from pipeline.media.codecs import missing_codecs
+
+    missing = missing_codecs(names, mode)
+    if missing:
+        raise RuntimeError(f"missing: {', '.join(missing)}; install the av wheel from PyPI, which carries them")
+    return ", ".join(names)
+
+
+def _ray() -> str:
+    from pipeline.engine.ray_data import RayEngine
+
+    engine = RayEngine()
+    try:
+        return engine.describe()
+    finally:
+        engine.close()
+
+
+def _scratch() -> str:
+    folder = tempfile.gettempdir()
+    free_gib = shutil.disk_usage(folder).free / 2**30
+    if free_gib < SCRATCH_GIB:
+        raise RuntimeError(f"{free_gib:.1f} GiB free in {folder}; set TMPDIR to a folder with {SCRATCH_GIB} GiB or more")
+    return f"{free_gib:.0f} GiB free in {folder}"

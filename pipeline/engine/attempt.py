@@ -1,0 +1,162 @@
+"""One item through one stage: attempts, rejects, balance, measurements. Knows no engine and no other item."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.engine.task import Answer, MapTask, ModelClient
+from pipeline.stage import Chunk, MapStage, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
+from pipeline.store.tables import ItemResult
+
+
+@dataclass
+class Job:
+    """An item under way."""
+
+    row: Row
+    attempts: int = 0
+    started: float = 0.0
+    prepared: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    bytes_moved: int = 0
+
+    def restart(self) -> None:
+        self.attempts += 1
+        self.started = time.monotonic()
+        self.prepared, self.answers, self.bytes_moved = [], [], 0
+
+    def ready(self) -> bool:
+        return all(answer.done() for answer in self.answers)
+
+
+class Attempts:
+    """Tries items of a stage as often as the limits allow, and packs the outcome as an ItemResult."""
+
+    def __init__(self, task: MapTask, work: Workspace, model: ModelClient | None) -> None:
+        self._task = task
+        self._stage = task.stage
+        self._work = work
+        self._model = model
+        self._host = socket.gethostname()
+        self._in_flight: deque[tuple[int, Answer]] = deque()
+
+    def run(self, row: Row) -> ItemResult:
+        """A whole item of a one-step stage."""
+        stage = self._stage
+        assert isinstance(stage, MapStage)
+        job = Job(row)
+        return self._settle(job, lambda: stage.apply(row, self._work))
+
+    def begin(self, job: Job) -> ItemResult | None:
+        """First step: prepare, and hand every chunk to the model. A result only when the item is rejected here."""
+        stage, model = self._stage, self._model
+        assert isinstance(stage, TwoStepStage) and model is not None
+        while True:
+            job.restart()
+            try:
+                for chunk in stage.prepare(job.row, self._work):
+                    self._make_room(chunk.nbytes)
+                    answer = model.submit(chunk)
+                    self._in_flight.append((chunk.nbytes, answer))
+                    job.answers.append(answer)
+                    job.prepared.append(chunk.info)
+                    job.bytes_moved += chunk.nbytes
+                return None
+            except Rejected as err:
+                if not self._again(job, err):
+                    return self._rejected(job, err)
+
+    def end(self, job: Job) -> ItemResult:
+        """Second step: wait for the answers and finish; from the start again when that may help."""
+        stage = self._stage
+        assert isinstance(stage, TwoStepStage)
+        while True:
+            try:
+                inferred: list[Chunk] = [answer.result() for answer in job.answers]
+                return self._done(job, stage.finish(job.row, job.prepared, inferred))
+            except Rejected as err:
+                if not self._again(job, err):
+                    return self._rejected(job, err)
+            rejected = self.begin(job)
+            if rejected is not None:
+                return rejected
+
+    def _make_room(self, nbytes: int) -> None:
+        """Back-pressure: wait for the oldest answers until the frames in flight fit."""
+        flight = self._in_flight
+        while flight and (flight[0][1].done() or sum(n for n, _ in flight) + nbytes > self._task.limits.in_flight_bytes):
+            _, answer = flight.popleft()
+            if not answer.done():
+                _wait(answer)
+
+    def _settle(self, job: Job, work: Callable[[], Output]) -> ItemResult:
+        while True:
+            job.restart()
+            try:
+                return self._done(job, work())
+            except Rejected as err:
+                if not self._again(job, err):
+                    return self._rejected(job, err)
+
+    def _again(self, job: Job, err: Rejected) -> bool:
+        return isinstance(err, Retryable) and job.attempts < self._task.limits.attempts
+
+    def _done(self, job: Job, output: Output) -> ItemResult:
+        key = self._key(job)
+        rows = [{self._stage.grain_in.value: key, **row} for row in output.rows]
+        rejects = [
+            {"id": key, "shot": r.shot, "reason": r.reason, "detail": r.detail, "attempts": job.attempts}
+            for r in output.shot_rejects
+        ]
+        self._check_shots(job, self._shots_out(output), len(rejects))
+        assert rows or rejects, f"{self._stage.name}: {key} left as neither a row nor a reject"
+        return ItemResult(key, rows, rejects, self._metrics(job, output.frames_decoded))
+
+    def _rejected(self, job: Job, err: Rejected) -> ItemResult:
+        key = self._key(job)
+        reasons = [(None, err.reason, err.detail), *((r.shot, r.reason, r.detail) for r in err.shot_rejects)]
+        if err.shot_rejects:
+            self._check_shots(job, 0, len(err.shot_rejects))
+        rejects = [
+            {"id": key, "shot": shot, "reason": reason, "detail": detail, "attempts": job.attempts}
+            for shot, reason, detail in reasons
+        ]
+        return ItemResult(key, [], rejects, self._metrics(job, None))
+
+    def _shots_out(self, output: Output) -> int | None:
+        return self._stage.shots_out(output) if isinstance(self._stage, MapStage) else None
+
+    def _check_shots(self, job: Job, shots_out: int | None, rejected: int) -> None:
+        stage = self._stage
+        shots_in = stage.shots_in(job.row) if isinstance(stage, MapStage) else None
+        if shots_in is not None and shots_out is not None:
+            assert shots_in == shots_out + rejected, (
+                f"{stage.name}: {self._key(job)}: {shots_in} shots came in, {shots_out} left and {rejected} were rejected"
+            )
+
+    def _metrics(self, job: Job, frames_decoded: int | None) -> Row:
+        return {
+            "id": self._key(job),
+            "seconds": time.monotonic() - job.started,
+            "attempts": job.attempts,
+            "host": self._host,
+            "finished_at": datetime.now(UTC),
+            "frames_decoded": frames_decoded,
+            "bytes_moved": job.bytes_moved,
+        }
+
+    def _key(self, job: Job) -> str:
+        return str(job.row[self._stage.grain_in.value])
+
+
+def _wait(answer: Answer) -> None:
+    try:
+        answer.result()
+    except Rejected:
+        return  # its item meets the same error when it ends

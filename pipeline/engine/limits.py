@@ -1,0 +1,31 @@
+"""What an engine may take: attempts, sizes of parts, deadlines and memory. None of it changes a result."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class EngineConfig:
+    """Limits of every worker. All are our choice; none enters a fingerprint."""
+
+    attempts: int = Field(2, ge=1)
+    """Times an item is tried before it is rejected, when another attempt may help."""
+    part_bytes: int = Field(16 << 20, ge=1)
+    """A worker commits when the results it holds reach this many bytes (before compression)."""
+    part_seconds: float = Field(20.0, gt=0)
+    """A worker commits when its oldest uncommitted result is this old: what a kill can lose."""
+    in_flight_bytes: int = Field(64 << 20, ge=1)
+    """Bytes of frames of one worker that may wait for a model at once."""
+    decode_memory_mb: int = Field(4096, ge=64)
+    """Memory the guarded decoder process may take beyond what it starts with, MiB."""
+    deadline_base_s: float = Field(60.0, gt=0)
+    """Seconds every guarded job gets."""
+    deadline_per_media_s: float = Field(3.0, ge=0)
+    """Further seconds a guarded job gets for each second of media: a decoder slower than a third of real time is
+    taken for hung."""
+    unknown_media_s: float = Field(36_000.0, ge=0)
+    """Length assumed for the deadline when the container states none, seconds: ten hours."""
+    max_workers: int = Field(0, ge=0)
+    """Most workers of one stage; 0: as many as the cluster's cores hold."""

@@ -1,0 +1,225 @@
+"""The Ray engine: workers as a Ray Data actor pool, models as actors beside them. The only file that imports ray.
+
+What travels through Ray Data is pointers in and tallies out; the workers read their columns and write their parts
+themselves. Frames travel from a worker to its model's actor and nowhere else. A worker that dies takes its batch
+with it and nothing more: Ray's own retries are off, and the caller sees from the store which items are left.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+import ray.exceptions
+
+from pipeline.engine.task import Answer, MapTask, Progress, StageFailed, Tally
+from pipeline.engine.worker import StageWorker
+from pipeline.stage import Chunk, Rejected, Retryable, TwoStepStage, UserError
+from pipeline.store.lock import LockLost
+
+MODEL_RESTARTS = 3
+"""Times a model's actor is started again after its death, before its items become engine_error."""
+WORKER_RETRIES = {"max_restarts": 0, "max_task_retries": 0}
+"""Left alone, Ray Data retries a crashing batch for ever. The pool replaces a dead worker by itself."""
+QUIET_LOGGERS = ("ray.data", "ray.data._internal.execution", "ray.data._internal.execution.streaming_executor")
+"""Ray Data logs every dropped batch at length; the runner accounts for each item of it instead."""
+OBJECT_STORE_BYTES = 512 << 20
+"""Shared memory of an in-process Ray: pointers, tallies and the frames in flight need no more."""
+
+
+class RayEngine:
+    """Ray in this process, or a cluster's."""
+
+    name = "ray"
+
+    def __init__(self, address: str | None = None) -> None:
+        """Raises UserError when there is no cluster at the address."""
+        self._own = not ray.is_initialized()
+        if self._own:
+            _init(address)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.max_errored_blocks = -1  # a batch whose worker died is tried again by the caller, item by item
+        for name in QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def describe(self) -> str:
+        """What this Ray is, in a line."""
+        cluster = ray.cluster_resources()
+        return f"ray {ray.__version__}, {len(ray.nodes())} nodes, {cluster.get('CPU', 0):g} CPUs, {cluster.get('GPU', 0):g} GPUs"
+
+    def run_map(self, task: MapTask, pointers: pa.Table, progress: Progress, *, batch_size: int) -> None:
+        """Work on all items; those of a worker that died stay without an outcome. Raises StageFailed, UserError."""
+        stage = task.stage
+        resources = stage.resources
+        batches = [pointers.slice(start, batch_size) for start in range(0, pointers.num_rows, batch_size)]
+        models = _start_models(task) if isinstance(stage, TwoStepStage) else []
+        try:
+            pool = _pool_size(task, len(batches))
+            tallies = ray.data.from_arrow(batches).map_batches(
+                _RayWorker,
+                fn_constructor_kwargs={"task": task, "models": models},
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                num_cpus=resources.num_cpus,
+                compute=ray.data.ActorPoolStrategy(size=pool, max_tasks_in_flight_per_actor=1),
+                ray_remote_args_fn=lambda: dict(WORKER_RETRIES),
+            )
+            tallies.set_name(stage.name)
+            for row in tallies.iter_rows():
+                progress(_read_tally(row))
+        finally:
+            for model in models:
+                ray.kill(model)
+
+    def close(self) -> None:
+        """Stop a Ray that this engine started."""
+        if self._own:
+            ray.shutdown()
+
+
+class _RayWorker:
+    """A StageWorker as Ray Data wants it: batches of pointers in, batches of tallies out."""
+
+    def __init__(self, task: MapTask, models: list[Any]) -> None:
+        self._worker = StageWorker(task, _RayModels(models) if models else None)
+
+    def __call__(self, pointers: pa.Table) -> Iterator[dict[str, list[Any]]]:
+        try:
+            for tally in self._worker.process(pointers):
+                yield _row(tally=tally)
+        except UserError as err:
+            yield _row(failure=("user", str(err), ""))
+        except LockLost as err:
+            yield _row(failure=("lock", str(err), ""))
+        except StageFailed as err:
+            yield _row(failure=("defect", err.message, err.trace))
+
+
+def _row(tally: Tally | None = None, failure: tuple[str, str, str] = ("", "", "")) -> dict[str, list[Any]]:
+    tally = tally or Tally()
+    return {
+        "items": [tally.items],
+        "rows": [tally.rows],
+        "frames_decoded": [tally.frames_decoded],
+        "reasons": [list(tally.rejected.elements())],
+        "failure": [list(failure)],
+    }
+
+
+def _read_tally(row: dict[str, Any]) -> Tally:
+    kind, message, trace = row["failure"]
+    if kind == "user":
+        raise UserError(message)
+    if kind == "lock":
+        raise LockLost(message)
+    if kind == "defect":
+        raise StageFailed(message, trace)
+    return Tally(row["items"], row["rows"], Counter(row["reasons"]), row["frames_decoded"])
+
+
+class _ModelActor:
+    """Loads a stage's model once and answers many callers at a time."""
+
+    def __init__(self, stage: TwoStepStage) -> None:
+        self._model = stage.load_model()
+
+    async def infer(self, chunk: Chunk) -> Chunk | tuple[str, bool, str]:
+        try:
+            return await self._model.infer(chunk)
+        except Rejected as err:  # told as a value: an exception would arrive as Ray's own kind
+            return err.reason, isinstance(err, Retryable), err.detail
+
+    def ready(self) -> bool:
+        return True
+
+
+class _RayModels:
+    """The model's actors as one client; the replica with the fewest chunks of this worker is next."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        self._actors = actors
+        self._turn = itertools.count(os.getpid())
+
+    def submit(self, chunk: Chunk) -> Answer:
+        actor = self._actors[next(self._turn) % len(self._actors)]
+        return _RayAnswer(actor.infer.remote(chunk))
+
+
+class _RayAnswer:
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
+
+    def done(self) -> bool:
+        ready, _ = ray.wait([self._ref], timeout=0)
+        return bool(ready)
+
+    def result(self) -> Chunk:
+        try:
+            answer = ray.get(self._ref)
+        except ray.exceptions.RayActorError as err:
+            raise Retryable("engine_error", f"the model's process died: {err}") from err
+        if isinstance(answer, Chunk):
+            return answer
+        reason, retry, detail = answer
+        raise (Retryable if retry else Rejected)(reason, detail)
+
+
+def _start_models(task: MapTask) -> list[Any]:
+    """One actor per replica. Raises StageFailed with the model's own words when one does not load."""
+    resources = task.stage.resources
+    actor = ray.remote(_ModelActor).options(
+        name=None,
+        num_cpus=resources.model_cpus,
+        num_gpus=resources.model_gpus,
+        max_restarts=MODEL_RESTARTS,
+        max_task_retries=0,
+        max_concurrency=1000,
+    )
+    actors = [actor.remote(task.stage) for _ in range(resources.model_replicas)]
+    try:
+        ray.get([a.ready.remote() for a in actors])
+    except ray.exceptions.RayActorError as err:
+        cause = err.__cause__ or err
+        raise StageFailed(f"stage {task.stage.name}: its model did not load: {cause}", str(err)) from err
+    return actors
+
+
+def _pool_size(task: MapTask, batches: int) -> int:
+    """Workers of a stage: as many as there is work, cores beside the models, and the user allows."""
+    resources = task.stage.resources
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    if isinstance(task.stage, TwoStepStage):
+        cpus -= resources.model_cpus * resources.model_replicas
+    fit = max(1, math.floor(cpus / resources.num_cpus + 1e-9))
+    return max(1, min(batches, fit, task.limits.max_workers or fit))
+
+
+def _init(address: str | None) -> None:
+    """Start Ray in this process, or connect to a cluster."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        # Workers on this machine find the package where this process found it, installed or not.
+        here = str(Path(__file__).resolve().parents[2])
+        paths = dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as err:
+        raise UserError(
+            f"no Ray cluster at {address}: {err}. Start one with `ray start --head`, or leave --address out."
+        ) from err

@@ -1,0 +1,187 @@
+"""What commands print: tables, the funnel, progress. Plain text when the output is no terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pipeline.engine.task import Tally
+from pipeline.records import Column
+from pipeline.session import Session
+from pipeline.stage import GlobalStage, Stage, TwoStepStage, UserError
+from pipeline.store.live import Counts
+
+
+class TerminalReporter:
+    """One line per stage, live while it runs where there is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars: Progress | None = None
+        self._bar: TaskID | None = None
+
+    def opened(self, session: Session) -> None:
+        self._console.print(f"run folder [bold]{escape(session.files.root)}[/], profile {escape(session.record['profile'])}")
+        for path, (old, new) in session.changed.items():
+            self._console.print(f"changed: {escape(path)} was {escape(str(old))}, is now {escape(str(new))}")
+        if session.recompute:
+            self._console.print(f"to be recomputed: {', '.join(session.recompute)}")
+
+    def listed(self, rows: int, ignored: dict[str, int], no_longer: int) -> None:
+        self._console.print(f"inputs: {rows} source rows")
+        if ignored:
+            kinds = ", ".join(f"{count} {escape(kind)}" for kind, count in sorted(ignored.items()))
+            self._console.print(f"ignored, not known as video: {kinds}")
+        if no_longer:
+            self._console.print(
+                f"{no_longer} source rows of earlier commands are not among these inputs: they stay stored and leave "
+                "the views. To keep them, name their inputs too."
+            )
+
+    def stage_begins(self, name: str, items: int, pending: int) -> None:
+        if self._console.is_terminal and pending:
+            columns = (TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, console=self._console, transient=True)
+            self._bar = self._bars.add_task(name, total=items, completed=items - pending)
+            self._bars.start()
+
+    def progress(self, name: str, tally: Tally) -> None:
+        if self._bars is not None and self._bar is not None:
+            self._bars.advance(self._bar, tally.items)
+
+    def stage_ends(self, name: str, counts: Counts, seconds: float) -> None:
+        self.close()
+        self._console.print(f"{name:>9}  {summary(counts)}  [dim]{seconds:.1f} s[/]", highlight=False)
+
+    def close(self) -> None:
+        """Take the live bar down."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+
+def summary(counts: Counts) -> str:
+    """A stage's balance in one line."""
+    parts = [f"{counts.items_in} in", f"{counts.rows_out} out"]
+    if counts.rejected:
+        parts.append("rejected " + reasons(counts.rejected))
+    if counts.shots_rejected:
+        parts.append("shots rejected " + reasons(counts.shots_rejected))
+    if counts.missing:
+        parts.append(f"{counts.missing} to do")
+    return ", ".join(parts)
+
+
+def reasons(counted: Mapping[str, int]) -> str:
+    return " ".join(f"{reason} {count}" for reason, count in counted.items())
+
+
+def funnel(rows: Iterable[tuple[str, str, Counts]]) -> Table:
+    """In, out and rejected of every stage."""
+    table = Table(title="Funnel", title_justify="left")
+    for name in ("stage", "state", "in", "out", "rejected", "shots rejected"):
+        table.add_column(name, justify="right" if name in ("in", "out") else "left")
+    for name, state, counts in rows:
+        table.add_row(
+            name, state, str(counts.items_in), str(counts.rows_out), reasons(counts.rejected), reasons(counts.shots_rejected)
+        )
+    return table
+
+
+def plan(stages: Sequence[Stage]) -> Table:
+    """The plan: kind, grain, reads, writes, resources."""
+    table = Table(title="Plan", title_justify="left")
+    for name in ("stage", "kind", "row", "reads", "writes", "resources"):
+        table.add_column(name)
+    for stage in stages:
+        kind = "whole set" if isinstance(stage, GlobalStage) else "map, 2-step" if isinstance(stage, TwoStepStage) else "map"
+        grain = stage.grain_in.value if stage.grain_in is stage.grain_out else f"{stage.grain_in} -> {stage.grain_out}"
+        extra = stage.extra_tables if isinstance(stage, GlobalStage) else ()
+        table.add_row(stage.name, kind, grain, " ".join(stage.reads), " ".join((stage.name, *extra)), _resources(stage))
+    return table
+
+
+def _resources(stage: Stage) -> str:
+    if isinstance(stage, GlobalStage):
+        return "driver"
+    needs = stage.resources
+    text = f"{needs.num_cpus:g} cpu, {needs.batch_size} a batch"
+    if isinstance(stage, TwoStepStage):
+        text += f"; model {needs.model_cpus:g} cpu {needs.model_gpus:g} gpu x {needs.model_replicas}"
+    return text
+
+
+def views(described: Mapping[str, str], columns: Mapping[str, Sequence[Column]]) -> Table:
+    """The views that a query can read."""
+    table = Table(title="Views", title_justify="left")
+    table.add_column("view")
+    table.add_column("columns")
+    for name, about in described.items():
+        table.add_row(name, escape(about))
+    for name, own in columns.items():
+        table.add_row(name, "\n".join(f"[bold]{c.name}[/] {escape(c.doc)}" for c in own))
+    return table
+
+
+def relation(result: duckdb.DuckDBPyRelation, form: str, console: Console, output: str | None) -> None:
+    """Print a query's result, or write it to a file. Raises UserError for a format that does not fit."""
+    if form == "parquet":
+        if output is None:
+            raise UserError("--format parquet writes a file: add --output FILE.parquet")
+        pq.write_table(result.to_arrow_table(), output)
+        return
+    text = _FORMATS[form](result.columns, result.fetchall()) if form in _FORMATS else None
+    if text is None and form != "table":
+        raise UserError(f"--format {form}: expected table, csv, json or parquet")
+    if text is None:
+        _table(result, console)
+    elif output is None:
+        console.file.write(text)
+    else:
+        with open(output, "w", encoding="utf-8", newline="") as handle:
+            handle.write(text)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_flat(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def _json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    objects = [dict(zip(columns, row, strict=True)) for row in rows]
+    return json.dumps(objects, ensure_ascii=False, indent=1, default=str) + "\n"
+
+
+_FORMATS = {"csv": _csv, "json": _json}
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+
+
+def _table(result: duckdb.DuckDBPyRelation, console: Console) -> None:
+    table = Table()
+    for name in result.columns:
+        table.add_column(escape(name), overflow="fold")
+    for row in result.fetchall():
+        table.add_row(*("" if value is None else escape(_cell(value)) for value in row))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(_flat(value))
+
+

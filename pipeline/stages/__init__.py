@@ -1,0 +1,1 @@
+"""The stages, one file each. They never import each other."""

@@ -1,0 +1,57 @@
+"""Fixtures of all tests. Real videos are used where they lie beside the checkout; all else is drawn on the spot."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import clips
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_videos() -> Path:
+    """The folder of real test videos: $HICOM_TEST_VIDEOS, or ../shared/videos beside the checkout; else skips."""
+    folder = Path(os.environ.get("HICOM_TEST_VIDEOS", CHECKOUT.parent / "shared" / "videos"))
+    if not (folder / "MANIFEST.csv").is_file():
+        pytest.skip(f"no test videos in {folder}; set HICOM_TEST_VIDEOS to a folder that has them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny readable videos. Read only: tests share it.
+
+    cuts.mp4 (6 + 6 + 6 s, cuts at frames 60 and 120), one_shot.mp4 (a disc, 5.4 s), numbered.mp4 (6 s, frames carry
+    their index, GOP 10, B-frames), short.mp4 (2 s), uneven.mp4 (variable frame rate, 6 s), turned.mp4 (rotation 90,
+    6 s), ten_bit.mp4 (6 s), live.webm (VP9 without a duration, 6 s), mpeg4.avi (6 s).
+    """
+    folder = tmp_path_factory.mktemp("tiny_videos")
+    clips.write_clip(folder / "cuts.mp4", clips.shots(("maroon", 60), ("sky", 60), ("black", 60)), keyframes=(60, 120))
+    clips.write_clip(folder / "one_shot.mp4", clips.disc(54))
+    clips.write_clip(folder / "numbered.mp4", clips.numbered(60), clips.h264(gop=10, b_frames=2))
+    clips.write_clip(folder / "short.mp4", clips.flat("gold", 20))
+    clips.write_clip(folder / "uneven.mp4", clips.numbered(60), times_s=clips.uneven_times_s(60))
+    clips.write_clip(folder / "turned.mp4", clips.disc(60, (0, 1)), clips.h264(rotation=90))
+    clips.write_clip(folder / "ten_bit.mp4", clips.disc(60), clips.h264(ten_bit=True))
+    clips.write_clip(folder / "live.webm", clips.disc(60), clips.vp9(live=True))
+    clips.write_clip(folder / "mpeg4.avi", clips.disc(60), clips.mpeg4())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def broken_videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files that are no good, by the reason that ingest must reject each for. Read only: tests share them."""
+    folder = tmp_path_factory.mktemp("broken_videos")
+    whole = clips.write_clip(folder / "whole.mp4", clips.disc(60))
+    return {
+        "missing": folder / "nothing_here.mp4",
+        "unreadable": clips.truncated(whole, folder / "cut_off.mp4"),
+        "no_video_stream": clips.audio_only(folder / "sound.mp4"),
+        "not_video": clips.text(folder / "notes.mp4"),
+        "not_video:picture": clips.picture(folder / "picture.mp4"),
+        "not_video:empty": clips.empty(folder / "empty.mp4"),
+    }
