@@ -37,7 +37,9 @@ STAGES: dict[str, str] = {
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run folder: a path, or a URL such as s3://bucket/run.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[INPUT]...", help="Folders, globs, video files, URLs, or manifests (CSV, JSONL, Parquet, JSON)."),
+    typer.Argument(
+        metavar="[INPUT]...", help="Folders, globs, videos, URLs or manifests (CSV, JSONL, Parquet, JSON)."
+    ),
 ]
 Out = Annotated[str, typer.Option("--out", help="The run folder: a path, or a URL such as s3://bucket/run.")]
 Profile = Annotated[str | None, typer.Option(help="A shipped profile, or the path of a YAML file.")]
@@ -51,7 +53,7 @@ RejectShare = Annotated[
     float, typer.Option(min=0, max=1, help="More failed items of a stage than this share make the exit code 1.")
 ]
 Accept = Annotated[
-    bool, typer.Option("--accept-changes", help="Go on although profile, code or prompts changed since the run was made.")
+    bool, typer.Option("--accept-changes", help="Go on although profile, code or prompts are not those of the run.")
 ]
 
 
@@ -134,8 +136,10 @@ def _run(request: RunRequest) -> None:
     finally:
         reporter.close()
     for stage in result.too_many:
-        err.print(f"{stage}: {result.failed_items[stage]} of {result.counts[stage].items_in} items failed, "
-                  f"more than --max-reject-share {request.max_reject_share:g}")
+        err.print(
+            f"{stage}: {result.failed_items[stage]} of {result.counts[stage].items_in} items failed, "
+            f"more than --max-reject-share {request.max_reject_share:g}"
+        )
     if result.too_many:
         raise typer.Exit(1)
 
@@ -261,7 +265,7 @@ def doctor() -> None:
 
 
 @app.command()
-def demo(out_dir: Annotated[str, typer.Option("--out", help="Folder for the videos and the run.")] = "demo-run") -> None:
+def demo(out_dir: Annotated[str, typer.Option("--out", help="Folder for videos and run.")] = "demo-run") -> None:
     """Write a dozen small videos and run the whole pipeline on them."""
     from pipeline.demo.tour import prepare, tour
 

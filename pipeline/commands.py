@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,7 +19,16 @@ from pipeline.store.lock import Lock
 from pipeline.store.retry import forget
 
 DECISIONS = frozenset(
-    {"not_selected", "redundant", "no_sample", "too_short", "too_long", "no_clip_left", "duplicate_id", "all_pairs_invalid"}
+    {
+        "not_selected",
+        "redundant",
+        "no_sample",
+        "too_short",
+        "too_long",
+        "no_clip_left",
+        "duplicate_id",
+        "all_pairs_invalid",
+    }
 )
 """Reasons that are the pipeline's own choice; every other reason is a failure of an item."""
 
@@ -169,8 +177,11 @@ def _state(live: Live, name: str) -> str:
 def failure_message(error: BaseException) -> str:
     """One line for a failure that is not the user's: what failed, and where the trace is."""
     if isinstance(error, StageFailed):
-        return f"{error}" + ("\nThe trace is in the run folder's logs/. The same command goes on from what is committed."
-                            if error.trace else "")
+        return f"{error}" + (
+            "\nThe trace is in the run folder's logs/. The same command goes on from what is committed."
+            if error.trace
+            else ""
+        )
     return f"{type(error).__name__}: {error}"
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def load_profile(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else None
     if path is None:
         if name not in profile_names():
-            raise UserError(f"no profile {name!r}; there are: {', '.join(profile_names())}; or give a path ending in .yaml")
+            raise UserError(
+                f"no profile {name!r}; there are: {', '.join(profile_names())}; or give a path ending in .yaml"
+            )
         path = resource("manifests", name + PROFILE_SUFFIX)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -141,9 +144,21 @@ def parse(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
         if isinstance(models, dict) and role in models:
             tree[stage] = {**section, "model": models[role]}
     try:
-        return TypeAdapter(RunConfig).validate_python(tree)
+        config = TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as err:
-        raise UserError("\n".join(_explain(tree, error) for error in err.errors())) from err
+        raise UserError("\n".join(_explain(error) for error in err.errors())) from err
+    _check_grid(config)
+    return config
+
+
+def _check_grid(config: RunConfig) -> None:
+    """Candidates are taken from the grid that scan stored, so their interval must be whole grid intervals."""
+    interval_s, grid_s = config.dedup.interval_s, config.scan.grid_interval_s
+    if interval_s is not None and Fraction(str(interval_s)) % Fraction(str(grid_s)) != 0:
+        raise UserError(
+            f"config: dedup takes a candidate every {interval_s:g} s, but scan.grid_interval_s is {grid_s:g} s; "
+            "the one must be a whole multiple of the other"
+        )
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -173,7 +188,7 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
-def _explain(tree: Mapping[str, Any], error: Any) -> str:
+def _explain(error: Any) -> str:
     """One line for one validation error, with the nearest key when one is unknown."""
     location = [str(part) for part in error["loc"]]
     path = ".".join(location)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from pipeline.resources import resource_names
@@ -42,7 +43,7 @@ def checks() -> list[Check]:
     """All checks, in the order of a run's needs."""
     return [
         _check("python", _python),
-        *[_check(name, lambda name=name: importlib.metadata.version(name)) for name in NEEDED_PACKAGES],
+        *[_check(name, partial(importlib.metadata.version, name)) for name in NEEDED_PACKAGES],
         _check("encoders", lambda: _codecs(NEEDED_ENCODERS, "w")),
         _check("decoders", lambda: _codecs(NEEDED_DECODERS, "r")),
         _check("ray starts", _ray),
@@ -61,8 +62,6 @@ def _check(name: str, look: Callable[[], str]) -> Check:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise RuntimeError(f"{sys.version.split()[0]}; Python 3.11 or newer is needed")
     return sys.version.split()[0]
 
 
@@ -89,5 +88,7 @@ def _scratch() -> str:
     folder = tempfile.gettempdir()
     free_gib = shutil.disk_usage(folder).free / 2**30
     if free_gib < SCRATCH_GIB:
-        raise RuntimeError(f"{free_gib:.1f} GiB free in {folder}; set TMPDIR to a folder with {SCRATCH_GIB} GiB or more")
+        raise RuntimeError(
+            f"{free_gib:.1f} GiB free in {folder}; set TMPDIR to a folder with {SCRATCH_GIB} GiB or more"
+        )
     return f"{free_gib:.0f} GiB free in {folder}"

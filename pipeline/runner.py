@@ -30,9 +30,7 @@ class MapEngine(Protocol):
 
     name: str
 
-    def run_map(
-        self, task: MapTask, pointers: Any, progress: Callable[[Tally], None], *, batch_size: int
-    ) -> None: ...
+    def run_map(self, task: MapTask, pointers: Any, progress: Callable[[Tally], None], *, batch_size: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -50,7 +48,9 @@ class Reporter(Protocol):
 class Runner:
     """Runs stages. The engine is made when the first item needs it: a finished run starts no Ray."""
 
-    def __init__(self, session: Session, epoch: Epoch, make_engine: Callable[[], MapEngine], reporter: Reporter) -> None:
+    def __init__(
+        self, session: Session, epoch: Epoch, make_engine: Callable[[], MapEngine], reporter: Reporter
+    ) -> None:
         self._session = session
         self._epoch = epoch
         self._make_engine = make_engine
@@ -111,7 +111,9 @@ class Runner:
         marker = self.live.marker(above)
         if marker is None:
             if above == SOURCES:
-                raise UserError(f"{self._session.files.root}: no inputs are listed. Name them: hicom ingest RUN INPUT...")
+                raise UserError(
+                    f"{self._session.files.root}: no inputs are listed. Name them: hicom ingest RUN INPUT..."
+                )
             raise UserError(
                 f"{stage.name} needs {above}, which has not run with this config. "
                 f"Run `hicom {above} {self._session.files.root}` first, or all in order with `hicom run`."
@@ -181,9 +183,9 @@ class Runner:
         fingerprint = self.live.input_fingerprint(stage.name)
         marker = self.live.marker(stage.name)
         files = self._session.files
-        if marker is not None and marker["input_fingerprint"] == fingerprint:
-            if all(files.size(path) is not None for path in marker["files"]):
-                return
+        unchanged = marker is not None and marker["input_fingerprint"] == fingerprint
+        if marker is not None and unchanged and all(files.size(path) is not None for path in marker["files"]):
+            return
         node = self.live.nodes[stage.name]
         writer = WholeSetWriter(files, node, fingerprint, self._epoch)
         stage.run(WholeSetReader(self.live, node), writer)

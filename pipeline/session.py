@@ -7,6 +7,7 @@ other difference stops with a message that names it, so that nobody pays for a r
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,15 @@ from pipeline.store.files import Files, open_files
 from pipeline.store.folder import read_run_file, write_run_file
 from pipeline.store.live import Live, Node
 
-RECORDED_PACKAGES = ("hicom-248k-builder", "ray", "av", "opencv-python-headless", "scenedetect-headless", "pyarrow", "duckdb")
+RECORDED_PACKAGES = (
+    "hicom-248k-builder",
+    "ray",
+    "av",
+    "opencv-python-headless",
+    "scenedetect-headless",
+    "pyarrow",
+    "duckdb",
+)
 NOT_IN_RESULTS = ("engine", "sources")
 """Sections of the config that no stage's fingerprint covers; they may change freely."""
 
@@ -48,7 +57,9 @@ class Session:
 
     def record_inputs(self, inputs: Sequence[str], limit: int | None) -> None:
         """Note the inputs that this command names."""
-        self.record["inputs"], self.record["limit"] = list(inputs), limit
+        # A name that is not UTF-8 is noted with its odd bytes escaped.
+        named = [os.fsencode(text).decode("utf-8", "backslashreplace") for text in inputs]
+        self.record["inputs"], self.record["limit"] = named, limit
 
     def save(self) -> None:
         """Write run.yaml. Call with the lock held."""
@@ -67,7 +78,9 @@ def open_session(
     overrides = parse_overrides(sets)
     if recorded is None:
         if not create:
-            raise UserError(f"{out} is not a run folder: it has no run.yaml. Make one with: hicom run INPUT --out {out}")
+            raise UserError(
+                f"{out} is not a run folder: it has no run.yaml. Make one with: hicom run INPUT --out {out}"
+            )
         _refuse_foreign(files, out)
         profile = profile or DEFAULT_PROFILE
         return _session(files, profile, overrides, parse(load_profile(profile), overrides), None, accept)

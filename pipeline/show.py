@@ -31,7 +31,9 @@ class TerminalReporter:
         self._bar: TaskID | None = None
 
     def opened(self, session: Session) -> None:
-        self._console.print(f"run folder [bold]{escape(session.files.root)}[/], profile {escape(session.record['profile'])}")
+        self._console.print(
+            f"run folder [bold]{escape(session.files.root)}[/], profile {escape(session.record['profile'])}"
+        )
         for path, (old, new) in session.changed.items():
             self._console.print(f"changed: {escape(path)} was {escape(str(old))}, is now {escape(str(new))}")
         if session.recompute:
@@ -93,7 +95,12 @@ def funnel(rows: Iterable[tuple[str, str, Counts]]) -> Table:
         table.add_column(name, justify="right" if name in ("in", "out") else "left")
     for name, state, counts in rows:
         table.add_row(
-            name, state, str(counts.items_in), str(counts.rows_out), reasons(counts.rejected), reasons(counts.shots_rejected)
+            name,
+            state,
+            str(counts.items_in),
+            str(counts.rows_out),
+            reasons(counts.rejected),
+            reasons(counts.shots_rejected),
         )
     return table
 
@@ -104,11 +111,23 @@ def plan(stages: Sequence[Stage]) -> Table:
     for name in ("stage", "kind", "row", "reads", "writes", "resources"):
         table.add_column(name)
     for stage in stages:
-        kind = "whole set" if isinstance(stage, GlobalStage) else "map, 2-step" if isinstance(stage, TwoStepStage) else "map"
+        kind = (
+            "whole set"
+            if isinstance(stage, GlobalStage)
+            else "map, 2-step"
+            if isinstance(stage, TwoStepStage)
+            else "map"
+        )
         grain = stage.grain_in.value if stage.grain_in is stage.grain_out else f"{stage.grain_in} -> {stage.grain_out}"
         extra = stage.extra_tables if isinstance(stage, GlobalStage) else ()
-        table.add_row(stage.name, kind, grain, " ".join(stage.reads), " ".join((stage.name, *extra)), _resources(stage))
+        table.add_row(stage.name, _kind(stage), grain, " ".join(stage.reads), " ".join((stage.name, *extra)), _resources(stage))
     return table
+
+
+def _kind(stage: Stage) -> str:
+    if isinstance(stage, GlobalStage):
+        return "whole set"
+    return "map, 2-step" if isinstance(stage, TwoStepStage) else "map"
 
 
 def _resources(stage: Stage) -> str:
@@ -183,5 +202,3 @@ def _table(result: duckdb.DuckDBPyRelation, console: Console) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(_flat(value))
-
-

@@ -170,7 +170,7 @@ class Stage(ABC):
         super().__init_subclass__()
         name = getattr(cls, "name", None)
         if name is not None and name not in TABLES:
-            raise TypeError(f"{cls.__name__}: no table {name!r} in pipeline/records.py; add its columns to TABLES first")
+            raise TypeError(f"{cls.__name__}: no table {name!r} in pipeline/records.py; add its columns there first")
 
 
 class MapStage(Stage):

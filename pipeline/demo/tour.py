@@ -31,7 +31,9 @@ def tour(run: str, console: Console) -> None:
         f"QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY start_s) = 1 ORDER BY source_key LIMIT {SAMPLES}"
     ).fetchall()
     for clip in clips:
-        pairs = con.execute("SELECT instruction, answer FROM pairs WHERE clip_id = ? ORDER BY pair", [clip[0]]).fetchall()
+        pairs = con.execute(
+            "SELECT instruction, answer FROM pairs WHERE clip_id = ? ORDER BY pair", [clip[0]]
+        ).fetchall()
         _print_clip(console, clip, pairs)
     console.print("\nNext:", highlight=False)
     for command in (

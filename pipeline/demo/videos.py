@@ -115,20 +115,20 @@ VIDEOS: tuple[Video, ...] = (
     ),
     Video(
         name="green_hills.mp4",
-        shows="a second green video; its shots begin inside a group of pictures",
+        shows="a second green video",
         shots=(
             Shot(seconds=6, look="glow", colors=("lime", "green")),
             Shot(seconds=9, look="disc", colors=("forest", "gold"), start=(0, 40), drift=(0, -9)),
         ),
-        intra_at_cuts=False,
     ),
     Video(
         name="blue_waves.mp4",
-        shows="waves that move left, then a texture that moves up",
+        shows="waves that move left, then a texture that moves up; the cut lies inside a group of pictures",
         shots=(
             Shot(seconds=9, look="stripes", colors=("blue", "sky"), drift=(-10, 0)),
             Shot(seconds=7, look="clouds", colors=("black", "blue"), drift=(0, -8)),
         ),
+        intra_at_cuts=False,
     ),
     Video(
         name="blue_night.mp4",
@@ -190,7 +190,6 @@ VIDEOS: tuple[Video, ...] = (
         name="long_take.mp4",
         shows="one long shot",
         shots=(Shot(seconds=30, look="clouds", colors=("slate", "silver"), drift=(5, 2)),),
-        intra_at_cuts=False,
     ),
 )
 

@@ -90,7 +90,9 @@ class Attempts:
     def _make_room(self, nbytes: int) -> None:
         """Back-pressure: wait for the oldest answers until the frames in flight fit."""
         flight = self._in_flight
-        while flight and (flight[0][1].done() or sum(n for n, _ in flight) + nbytes > self._task.limits.in_flight_bytes):
+        while flight and (
+            flight[0][1].done() or sum(n for n, _ in flight) + nbytes > self._task.limits.in_flight_bytes
+        ):
             _, answer = flight.popleft()
             if not answer.done():
                 _wait(answer)
@@ -137,7 +139,7 @@ class Attempts:
         shots_in = stage.shots_in(job.row) if isinstance(stage, MapStage) else None
         if shots_in is not None and shots_out is not None:
             assert shots_in == shots_out + rejected, (
-                f"{stage.name}: {self._key(job)}: {shots_in} shots came in, {shots_out} left and {rejected} were rejected"
+                f"{stage.name}: {self._key(job)}: {shots_in} shots came in, {shots_out} left, {rejected} were rejected"
             )
 
     def _metrics(self, job: Job, frames_decoded: int | None) -> Row:

@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray.util.annotations import RayDeprecationWarning
 
 from pipeline.engine.task import Answer, MapTask, Progress, StageFailed, Tally
 from pipeline.engine.worker import StageWorker
@@ -28,7 +30,7 @@ from pipeline.store.lock import LockLost
 
 MODEL_RESTARTS = 3
 """Times a model's actor is started again after its death, before its items become engine_error."""
-WORKER_RETRIES = {"max_restarts": 0, "max_task_retries": 0}
+WORKER_RETRIES: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
 """Left alone, Ray Data retries a crashing batch for ever. The pool replaces a dead worker by itself."""
 QUIET_LOGGERS = ("ray.data", "ray.data._internal.execution", "ray.data._internal.execution.streaming_executor")
 """Ray Data logs every dropped batch at length; the runner accounts for each item of it instead."""
@@ -55,29 +57,15 @@ class RayEngine:
 
     def describe(self) -> str:
         """What this Ray is, in a line."""
-        cluster = ray.cluster_resources()
-        return f"ray {ray.__version__}, {len(ray.nodes())} nodes, {cluster.get('CPU', 0):g} CPUs, {cluster.get('GPU', 0):g} GPUs"
+        has = ray.cluster_resources()
+        return f"{ray.__version__}, {len(ray.nodes())} nodes, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs"
 
     def run_map(self, task: MapTask, pointers: pa.Table, progress: Progress, *, batch_size: int) -> None:
         """Work on all items; those of a worker that died stay without an outcome. Raises StageFailed, UserError."""
-        stage = task.stage
-        resources = stage.resources
         batches = [pointers.slice(start, batch_size) for start in range(0, pointers.num_rows, batch_size)]
-        models = _start_models(task) if isinstance(stage, TwoStepStage) else []
+        models = _start_models(task) if isinstance(task.stage, TwoStepStage) else []
         try:
-            pool = _pool_size(task, len(batches))
-            tallies = ray.data.from_arrow(batches).map_batches(
-                _RayWorker,
-                fn_constructor_kwargs={"task": task, "models": models},
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                num_cpus=resources.num_cpus,
-                compute=ray.data.ActorPoolStrategy(size=pool, max_tasks_in_flight_per_actor=1),
-                ray_remote_args_fn=lambda: dict(WORKER_RETRIES),
-            )
-            tallies.set_name(stage.name)
-            for row in tallies.iter_rows():
+            for row in _tallies(task, batches, models).iter_rows():
                 progress(_read_tally(row))
         finally:
             for model in models:
@@ -87,6 +75,25 @@ class RayEngine:
         """Stop a Ray that this engine started."""
         if self._own:
             ray.shutdown()
+
+
+def _tallies(task: MapTask, batches: list[pa.Table], models: list[Any]) -> ray.data.Dataset:
+    """The stage as a dataset: one block per batch of pointers, worked on by a pool of actors."""
+    with warnings.catch_warnings():
+        # Ray means to drop these arguments in 2.64 and has no other place for the retries yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        tallies = ray.data.from_arrow(batches).map_batches(
+            _RayWorker,
+            fn_constructor_kwargs={"task": task, "models": models},
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=task.stage.resources.num_cpus,
+            compute=ray.data.ActorPoolStrategy(size=_pool_size(task, len(batches)), max_tasks_in_flight_per_actor=1),
+            **WORKER_RETRIES,
+        )
+    tallies.set_name(task.stage.name)
+    return tallies
 
 
 class _RayWorker:
@@ -179,7 +186,8 @@ class _RayAnswer:
 def _start_models(task: MapTask) -> list[Any]:
     """One actor per replica. Raises StageFailed with the model's own words when one does not load."""
     resources = task.stage.resources
-    actor = ray.remote(_ModelActor).options(
+    remote: Any = ray.remote(_ModelActor)
+    actor = remote.options(
         name=None,
         num_cpus=resources.model_cpus,
         num_gpus=resources.model_gpus,
@@ -187,7 +195,7 @@ def _start_models(task: MapTask) -> list[Any]:
         max_task_retries=0,
         max_concurrency=1000,
     )
-    actors = [actor.remote(task.stage) for _ in range(resources.model_replicas)]
+    actors: list[Any] = [actor.remote(task.stage) for _ in range(resources.model_replicas)]
     try:
         ray.get([a.ready.remote() for a in actors])
     except ray.exceptions.RayActorError as err:
@@ -199,7 +207,7 @@ def _start_models(task: MapTask) -> list[Any]:
 def _pool_size(task: MapTask, batches: int) -> int:
     """Workers of a stage: as many as there is work, cores beside the models, and the user allows."""
     resources = task.stage.resources
-    cpus = ray.cluster_resources().get("CPU", 1.0)
+    cpus: float = ray.cluster_resources().get("CPU", 1.0)
     if isinstance(task.stage, TwoStepStage):
         cpus -= resources.model_cpus * resources.model_replicas
     fit = max(1, math.floor(cpus / resources.num_cpus + 1e-9))

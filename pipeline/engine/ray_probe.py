@@ -57,8 +57,11 @@ def _look(files: Files, seen_by_driver: str, inputs: list[str]) -> dict[str, Any
     problems = []
     if files.size(seen_by_driver) is None:
         problems.append(f"does not see the run folder {files.root}; use a shared disk or an object store for --out")
-    problems += [f"does not see the input {path}; use a shared disk or an object store" for path in inputs
-                 if not os.path.exists(path)]
+    problems += [
+        f"does not see the input {path}; use a shared disk or an object store"
+        for path in inputs
+        if not os.path.exists(path)
+    ]
     return {"problems": problems, "code": code_hash()}
 
 

@@ -26,9 +26,14 @@ class StageWorker:
         self._reader = PartReader(task.files)
         self._work = EngineWorkspace(task.files, task.limits)
         self._attempts = Attempts(task, self._work, model)
+        self._now: Row = {}
+        """The item under way, for the message should a stage fail on it."""
 
     def process(self, pointers: pa.Table) -> Iterator[Tally]:
-        """Work on a batch and yield a tally after each commit. Raises StageFailed naming the item, UserError, LockLost."""
+        """Work on a batch and yield a tally after each commit.
+
+        Raises StageFailed naming the item, UserError, LockLost.
+        """
         held = _Held(self._task)
         for result in self._results(self._rows(pointers)):
             held.add(result)
@@ -78,14 +83,11 @@ class StageWorker:
     def _rows(self, pointers: pa.Table) -> Iterator[Row]:
         """The items' rows: their key and the columns that the stage reads."""
         grain = self._task.stage.grain_in.value
-        self._now: Row = {}
         for start in range(0, pointers.num_rows, READ_AHEAD):
             batch = pointers.slice(start, READ_AHEAD).to_pydict()
             rows: list[Row] = [{grain: key} for key in batch["key"]]
             for table in self._task.tables_read:
-                self._reader.fill(
-                    rows, batch[f"{table}__part"], batch[f"{table}__row"], self._task.columns_of(table)
-                )
+                self._reader.fill(rows, batch[f"{table}__part"], batch[f"{table}__row"], self._task.columns_of(table))
             yield from rows
 
 

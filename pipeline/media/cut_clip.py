@@ -112,6 +112,8 @@ def _decode(path: str) -> _Held:
         stream = video_stream(container)
         decoder = Decoder(container, stream)
         for frame, pts in decoder:
+            if not times_s and not frame.key_frame:
+                raise CutFailed("its first frame cannot be decoded on its own")
             if frame.is_corrupt:
                 raise CutFailed(f"frame {len(times_s)} of the file does not decode cleanly")
             times_s.append(pts * decoder.time_base)

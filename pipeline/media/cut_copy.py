@@ -30,7 +30,7 @@ def copy_shots(source: Source, shots: Sequence[Wanted], most_lost: Fraction | No
 
     A shot whose first or last frame would be off by more than `most_lost` ticks (None: any number) is given up.
     """
-    codec = source.stream.codec_context.name
+    codec = source.stream.codec_context.codec.canonical_name
     if codec not in COPYABLE:
         unfit = f"{codec} is not copied into MP4"
         yield from (Written(wanted, 0, source.time_base, 0, unfit) for wanted in shots)

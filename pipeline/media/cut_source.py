@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
 from types import TracebackType
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
+MOST_REORDERED = 32
+"""Packets without a decoding time that are held until one has it; H.264 and HEVC reorder at most 16 frames."""
+
 
 class Source:
     """Reads packets as far as they can be read, and jumps over gaps between shots."""
@@ -25,8 +29,12 @@ class Source:
     time_base: Fraction
     """Seconds a tick of the stream's clock."""
     _packets: Iterator[Packet[VideoStream]]
-    _ahead: Packet[VideoStream] | None
+    _ready: deque[Packet[VideoStream]]
+    """Packets read and not handed out."""
     _dts: int
+    """Of the packet handed out last."""
+    _usual_step: int
+    """Ticks from frame to frame."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -44,11 +52,29 @@ class Source:
 
         Raises Retryable `decode_failed` when the storage fails while reading.
         """
+        if not self._ready:
+            self._read_on()
+        if not self._ready:
+            return None
+        packet = self._ready.popleft()
+        self._dts = packet.dts if packet.dts is not None else self._dts
+        return packet
+
+    def _read_on(self) -> None:
+        """Read until a packet says when it is decoded, and count back from it for those before that do not: Matroska
+        keeps no such times, and libav knows them only once it has seen how far frames are reordered."""
+        while (packet := self._next()) is not None:
+            self._ready.append(packet)
+            if packet.dts is not None:
+                for steps, silent in enumerate(reversed(list(self._ready)[:-1]), 1):
+                    silent.dts = packet.dts - steps * self._usual_step
+                return
+            if len(self._ready) > MOST_REORDERED:
+                return
+
+    def _next(self) -> Packet[VideoStream] | None:
         import av
 
-        if self._ahead is not None:
-            packet, self._ahead = self._ahead, None
-            return packet
         try:
             packet = next(self._packets)
         except StopIteration:
@@ -63,7 +89,6 @@ class Source:
             raise Retryable("decode_failed", f"reading failed: {type(error).__name__}: {error}") from error
         if packet.size == 0 and packet.dts is None:  # the empty one that flushes a decoder
             return None
-        self._dts = packet.dts if packet.dts is not None else self._dts
         return packet
 
     def approach(self, pts: int) -> None:
@@ -78,11 +103,11 @@ class Source:
             self._restart()
             return
         self._packets = self.container.demux(self.stream)
-        landed = self.read()
+        self._ready.clear()
+        self._read_on()
+        landed = self._ready[0] if self._ready else None
         if landed is None or landed.pts is None or landed.pts > pts:
             self._restart()
-        else:
-            self._ahead = landed
 
     def _restart(self) -> None:
         """Go back to the beginning, and read all of it this time."""
@@ -95,5 +120,7 @@ class Source:
         self.stream = video_stream(self.container)
         self.time_base = self.stream.time_base or Fraction(1, 1_000_000)
         self._packets = self.container.demux(self.stream)
-        self._ahead = None
+        self._ready = deque()
+        rate = self.stream.average_rate
+        self._usual_step = max(1, round(1 / (rate * self.time_base))) if rate else 1
         self._dts = self.stream.start_time or 0

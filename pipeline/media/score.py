@@ -5,10 +5,11 @@ OpenCV's 8-bit HSV; a cut is where it reaches a threshold. Sums of integers and 
 detector's own, so the same pixels give the same float64.
 
 Two ways to the small picture:
-- `fast`: libswscale FAST_BILINEAR straight from the decoded planes. On the unrotated picture: turning it would
-  hardly change a mean.
-- `exact`: the full picture as BGR, turned upright, resized linearly by OpenCV: what `scenedetect.detect` sees,
-  to the bit, when both use the same libav and OpenCV.
+- `exact`: the full picture as BGR, turned upright, resized linearly by OpenCV. It is what `scenedetect.detect` sees,
+  to the bit, since both use libav and OpenCV.
+- `fast`: the decoded planes are resized linearly by OpenCV, and only the small picture is converted to BGR. A linear
+  filter may change places with the conversion but for rounding, so scores differ by tenths. What is not planar
+  8-bit YUV goes through libswscale's FAST_BILINEAR. The picture is not turned: that would hardly move a mean.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from pipeline.media.frames import picture_view, quarter_turns
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+    from av.video.plane import VideoPlane
 
 ScoreMode = Literal["fast", "exact"]
+Picture = NDArray[np.uint8]
 
 _LONGER_SIDE = 256  # scenedetect.scene_manager.DEFAULT_MIN_WIDTH
+_PLANAR = frozenset(f"{name}{chroma}p" for name in ("yuv", "yuvj") for chroma in (410, 411, 420, 422, 440, 444))
 
 
 def small_size(width: int, height: int) -> tuple[int, int]:
@@ -42,24 +46,15 @@ class ContentScorer:
     at the first frame's small size."""
 
     def __init__(self, mode: ScoreMode) -> None:
-        from av.video.format import VideoFormat
-        from av.video.reformatter import Interpolation, VideoReformatter
-
-        empty: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
-
-        self._exact = mode == "exact"
-        self._scaler = VideoReformatter()
-        # Numbers and a format object, not names: names are looked up anew for every frame.
-        self._bgr: Any = VideoFormat("bgr24")
-        self._flags = int(Interpolation.BICUBIC if self._exact else Interpolation.FAST_BILINEAR)
-        self._size: tuple[int, int] | None = None
+        self._smaller: _Exact | _Fast = _Exact() if mode == "exact" else _Fast()
+        empty: Picture = np.empty((0, 0, 3), np.uint8)
         self._hsv = self._last = self._difference = empty
 
     def score(self, frame: VideoFrame) -> float:
         """The frame's score against the frame given before it; 0.0 for the first."""
         import cv2
 
-        bgr = self._small_exact(frame) if self._exact else self._small_fast(frame)
+        bgr = self._smaller.small(frame)
         first = self._last.size == 0
         if first:
             self._hsv, self._last, self._difference = (np.empty(bgr.shape, np.uint8) for _ in range(3))
@@ -73,25 +68,86 @@ class ContentScorer:
         pixels = float(hsv.shape[0] * hsv.shape[1])
         return (hue / pixels + saturation / pixels + value / pixels) / 3.0
 
-    def _small_fast(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        if self._size is None:
-            self._size = small_size(frame.width, frame.height)
-        width, height = self._size
-        return picture_view(
-            self._scaler.reformat(frame, width, height, self._bgr, interpolation=self._flags, threads=1)
-        )
 
-    def _small_exact(self, frame: VideoFrame) -> NDArray[np.uint8]:
+class _Converter:
+    """Any frame to a BGR picture by libswscale, keeping the scaler."""
+
+    def __init__(self, filter_name: str) -> None:
+        from av.video.format import VideoFormat
+        from av.video.reformatter import Interpolation, VideoReformatter
+
+        self._scaler = VideoReformatter()
+        # A format object and a number, not names: names are looked up anew for every frame.
+        self._format: Any = VideoFormat("bgr24")
+        self._flags = int(Interpolation[filter_name])
+
+    def bgr(self, frame: VideoFrame, size: tuple[int | None, int | None] = (None, None)) -> Picture:
+        """The frame as uint8 [H, W, 3], scaled to (width, height) if given."""
+        return picture_view(self._scaler.reformat(frame, *size, self._format, interpolation=self._flags, threads=1))
+
+
+class _Exact:
+    """OpenCV's way: convert all, then resize."""
+
+    def __init__(self) -> None:
+        self._converter = _Converter("BICUBIC")  # the filter of OpenCV's reader, which matters for chroma
+        self._size: tuple[int, int] | None = None
+
+    def small(self, frame: VideoFrame) -> Picture:
         import cv2
 
-        full = self._scaler.reformat(frame, format=self._bgr, interpolation=self._flags, threads=1)
-        picture = picture_view(full)
+        picture = self._converter.bgr(frame)
         turns = quarter_turns(frame.rotation)
         if turns:
             picture = np.ascontiguousarray(np.rot90(picture, turns))
+        height, width = picture.shape[:2]
         if self._size is None:
-            self._size = small_size(picture.shape[1], picture.shape[0])
-        if picture.shape[1::-1] == self._size:
+            self._size = small_size(width, height)
+        if (width, height) == self._size:
             return picture
         small: Any = cv2.resize(picture, self._size, interpolation=cv2.INTER_LINEAR)
-        return small  # type: ignore[no-any-return]  (OpenCV's stubs do not say that the type of pixel stays)
+        return small  # type: ignore[no-any-return]
+
+
+class _Fast:
+    """Resize the planes, then convert what is left."""
+
+    def __init__(self) -> None:
+        self._converter = _Converter("FAST_BILINEAR")
+        self._size: tuple[int, int] | None = None
+        self._planes: VideoFrame | None = None
+        self._targets: list[Picture] = []
+
+    def small(self, frame: VideoFrame) -> Picture:
+        import cv2
+
+        if self._size is None:
+            self._size = small_size(frame.width, frame.height)
+        name = frame.format.name
+        if (frame.width, frame.height) == self._size or name not in _PLANAR:
+            return self._converter.bgr(frame, self._size)
+        if self._planes is None:
+            self._planes = self._make_planes(*self._size)
+        planes = self._planes
+        planes.colorspace = frame.colorspace
+        planes.color_range = 2 if name.startswith("yuvj") else frame.color_range  # 2: full range
+        for plane, target in zip(frame.planes, self._targets, strict=True):
+            cv2.resize(_plane_view(plane), target.shape[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
+        return self._converter.bgr(planes)[: self._size[1]]
+
+    def _make_planes(self, width: int, height: int) -> VideoFrame:
+        """The frame that holds the small planes: 4:2:2 of even height, which libswscale converts without scaling,
+        by the same arithmetic as the exact way's full picture."""
+        from av.video.frame import VideoFrame
+
+        planes = VideoFrame(width, height + height % 2, "yuv422p")
+        views = [_plane_view(plane) for plane in planes.planes]
+        for view in views:
+            view[:] = 128  # the row that is too many
+        self._targets = [view[:height] for view in views]
+        return planes
+
+
+def _plane_view(plane: VideoPlane) -> Picture:
+    """A plane of bytes as uint8 [height, width], without a copy; writing to it writes to the frame."""
+    return np.ndarray((plane.height, plane.width), np.uint8, buffer=memoryview(plane), strides=(plane.line_size, 1))

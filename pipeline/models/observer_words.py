@@ -110,7 +110,9 @@ def _blob(blob: Blob) -> list[str]:
     spread = max(max(blob.xs) - min(blob.xs), max(blob.ys) - min(blob.ys))
     direction = _direction(blob)
     verb = "lies" if spread <= _STAYS else "starts"
-    sentences = [f"A {blob.colour} area {verb} in the {start} of the picture and covers about {percent} percent of it."]
+    article = "An" if blob.colour[0] in "aeiou" else "A"
+    where = f"{verb} in the {start} of the picture and covers about {percent} percent of it"
+    sentences = [f"{article} {blob.colour} area {where}."]
     back = max(abs(blob.xs[-1] - blob.xs[0]), abs(blob.ys[-1] - blob.ys[0])) < spread / 4
     if direction is not None:
         end = _region(blob.xs[-1], blob.ys[-1])
@@ -187,7 +189,7 @@ def _colour(colours: Colours) -> str:
     others = [other for other, part in colours.shares[1:3] if part >= _SOME]
     if share >= _MOST:
         return f"mostly {name}, with some {_list(others)}" if others else f"mostly {name}"
-    return f"a mix of {_list([name, *others])}" if others else f"of many colours, {name} before all"
+    return f"a mix of {_list([name, *others])}" if others else f"of many colours, {name} most of all"
 
 
 def _colour_change(subject: str, area: Area) -> list[str]:

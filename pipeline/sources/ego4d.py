@@ -5,8 +5,8 @@ An object with `date`, `version`, `description` and `videos`, one item a video: 
 videos must have been downloaded with Ego4D's own tool, which writes `<version>/full_scale/<video_uid>.mp4`; they are
 found by uid (see media_root.py).
 
-The file is parsed whole by the standard library. Measured on 9,821 videos of the published shape: 5 bytes of memory
-a byte of file, once, on the driver.
+The file is parsed whole by the standard library: 110 MB of memory, once, on the driver, for a file of 38 MiB (9,821
+videos of the published shape, where measured).
 """
 
 from __future__ import annotations

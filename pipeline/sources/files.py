@@ -14,6 +14,7 @@ import glob as local_glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.media.open import local_path
@@ -166,15 +167,28 @@ def _remote_rows(
 def remote_find(root: str) -> list[str]:
     """Paths of all objects below a URL, relative to it."""
     files, path = open_remote(root)
-    return [name for found in files.find(path) if (name := found[len(path) :].strip("/"))]
+    with asking(root):
+        return [name for found in files.find(path) if (name := found[len(path) :].strip("/"))]
 
 
 def remote_glob(pattern: str) -> list[str]:
     """Paths of the objects that match a URL with wildcards, relative to its `glob_root`."""
     files, path = open_remote(pattern)
     start = len(glob_root(path))
-    matches = files.glob(path, detail=True)
+    with asking(pattern):
+        matches = files.glob(path, detail=True)
     return [name[start:].strip("/") for name, info in matches.items() if info.get("type") == "file"]
+
+
+@contextmanager
+def asking(url: str) -> Iterator[None]:
+    """Makes whatever a storage driver raises a UserError that names the input."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"input {url!r} does not exist; expected a bucket prefix, an object or a manifest") from error
+    except Exception as error:  # each driver has its own classes for a refused or failed request
+        raise UserError(f"input {url!r} cannot be looked up: {type(error).__name__}: {error}") from error
 
 
 def open_remote(url: str) -> tuple[Any, str]:

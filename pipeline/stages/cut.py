@@ -31,6 +31,10 @@ MEASURED = (
 )
 """Columns measured on a clip's file; null for a virtual clip."""
 
+ENCODED_PIXELS_PER_S = 10_000_000
+"""Pixels whose encoding counts as a second of media for the deadline. Our choice: a core encodes about three times as
+many a second at the default preset, and the deadline allows several seconds for each."""
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class CutConfig:
@@ -63,6 +67,8 @@ class Cut(MapStage):
         "scan.time_base_num",
         "scan.time_base_den",
         "ingest.uri",
+        "ingest.width",
+        "ingest.height",
     )
 
     def __init__(self, config: CutConfig) -> None:
@@ -151,6 +157,11 @@ def _frames_of(row: Row, shot: dict[str, Any]) -> dict[str, Any]:
 
 
 def _media_s(row: Row, shots: list[dict[str, Any]]) -> float:
-    """Seconds of media that the job may work through: the source once, each clip once to write and once to check."""
+    """Length of media, in seconds, that is as much work as the job: the deadline is made from it.
+
+    The source is read once, each clip is read twice (to write and to check it), and encoding takes what its pixels
+    take."""
     ticks = row["end_pts"] + 2 * sum(shot["end_pts"] - shot["start_pts"] for shot in shots)
-    return float(seconds(ticks, row["time_base_num"], row["time_base_den"]))
+    frames = sum(shot["end_frame"] - shot["start_frame"] for shot in shots)
+    encoding_s: float = frames * row["width"] * row["height"] / ENCODED_PIXELS_PER_S
+    return float(seconds(ticks, row["time_base_num"], row["time_base_den"])) + encoding_s

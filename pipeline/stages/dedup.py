@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.intp]
 
 THRESHOLDS: dict[str, float] = {
     "open_clip:ViT-L-14-336@openai": 0.93,  # ShareGPT4Video
-    "builtin:visual": 0.9,
+    "builtin:visual": 0.92,  # ours: parts most same-shot from cross-cut frame pairs on annotated footage
 }
 """Known keep thresholds by frame embedder, "family:name@revision" or, for every revision, "family:name".
 A cosine means something else in each model's space, so there is no default for others."""

@@ -77,8 +77,6 @@ class Ingest(MapStage):
             raise Rejected(row["problem"], row["problem_detail"] or "")
         uri = row["uri"]
         found = _find_local(path) if (path := local_path(uri)) is not None else _find_remote(uri)
-        if found.bytes == 0:
-            raise Rejected("not_video", "the file is empty")
         [probed] = work.guarded("probe", {"uri": uri}, None)  # before the hash: most rejects need no whole read
         video_id, identity = _identify(row["given_id"], uri, found)
         return Output(

@@ -7,6 +7,7 @@ second writes every video's row or reject. A similarity is computed the same way
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -31,7 +32,7 @@ class SelectConfig:
 
     model: ModelSpec
     """The video-text embedder; the one that `embed` used."""
-    categories: Annotated[str, Field(min_length=1)] = "categories"
+    categories: Annotated[str, Field(min_length=1)] = field(default="categories", metadata={"place": True})
     """A table of category sentences: a name in manifests/, or the path of a YAML file. Default: the 29 of Tab. A2."""
     quota: Annotated[int, Field(ge=0)] = 1500
     """Videos taken for each category (sec. 3.2, B.2)."""

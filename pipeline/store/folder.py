@@ -1,4 +1,4 @@
-"""A run folder opened for a plan: run.yaml, the live view, balance, and what no view reaches."""
+"""run.yaml: what a run folder was made with."""
 
 from __future__ import annotations
 

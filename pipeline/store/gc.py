@@ -7,10 +7,11 @@ from collections import Counter
 from pipeline.store.live import Live
 
 FOLDERS = ("tables", "rejects", "metrics")
+"""Where parts lie. tables/ first: a kill in between leaves no part without its rejects."""
 
 
 def collect_garbage(live: Live, *, dry_run: bool) -> dict[str, int]:
-    """Remove unreachable files; how many of each kind. Call with the lock held.
+    """Remove unreachable files; how many of each kind, and their bytes. Call with the lock held.
 
     A part stays while one of its rows is live. Results of another config that could be gone back to are garbage
     too: that is what gc is for.
@@ -18,8 +19,7 @@ def collect_garbage(live: Live, *, dry_run: bool) -> dict[str, int]:
     files = live.files
     keep = _reachable(live)
     removed: Counter[str] = Counter()
-    candidates = [path for folder in FOLDERS for path in files.list(folder)] + files.list("clips") + files.list_temporary()
-    for path in candidates:
+    for path in (*(path for folder in (*FOLDERS, "clips") for path in files.list(folder)), *files.list_temporary()):
         if path in keep:
             continue
         removed[path.partition("/")[0]] += 1
@@ -33,25 +33,20 @@ def _reachable(live: Live) -> set[str]:
     keep: set[str] = set()
     for name, node in live.nodes.items():
         live.load(name)
-        marker = live.marker(name) or {}
-        used = set(live.keys(f"SELECT DISTINCT part FROM live_{name}"))
-        used |= {p.replace("rejects/", "tables/", 1) for p in live.keys(f"SELECT DISTINCT part FROM rejects_{name}")}
         if node.whole_set:
-            used |= set(live.parts(name))
-            keep |= set(live.reject_parts(name))
-            keep |= {path for paths in marker.get("extra_parts", {}).values() for path in paths}
-        for part in used:
-            keep |= {part, part.replace("tables/", "rejects/", 1), part.replace("tables/", "metrics/", 1)}
+            marker = live.marker(name)
+            if marker is not None:
+                keep.update(marker["parts"], marker["reject_parts"], *marker["extra_parts"].values())
+            continue
+        used = live.keys(f"SELECT part FROM live_{name} UNION SELECT part FROM rejects_{name}")
+        keep.update(f"{folder}/{part.partition('/')[2]}" for part in used for folder in FOLDERS)
     return keep | _clips(live)
 
 
 def _clips(live: Live) -> set[str]:
     """Files of live clips, and the sidecars beside them."""
-    parts = [live.files.url(part) for part in live.parts("cut")]
-    if not parts:
-        return set()
-    rows = live.con.execute(
-        'SELECT clip_uri FROM read_parquet(?) d SEMI JOIN live_cut l ON l.out_key = d.clip_id WHERE clip_uri IS NOT NULL',
-        [parts],
-    ).fetchall()
-    return {path for (uri,) in rows for path in (uri, uri.rpartition(".")[0] + ".json")}
+    uris = live.keys(
+        f"SELECT clip_uri FROM {live.scan_sql('cut')} d SEMI JOIN live_cut l "
+        "ON l.file = d.file_index AND l.row = d.file_row_number WHERE clip_uri IS NOT NULL"
+    )
+    return {path for uri in uris for path in (uri, uri.rpartition(".")[0] + ".json")}

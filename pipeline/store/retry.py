@@ -6,14 +6,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.records import METRICS, REJECTS, to_schema
 from pipeline.store.files import Files
-from pipeline.store.live import Live, Node
+from pipeline.store.live import AMENDMENT, Live, Node
 from pipeline.store.lock import Epoch
-from pipeline.store.tables import ItemResult, PartWriter, from_arrow
+from pipeline.store.tables import PartWriter
 
 
 def forget(live: Live, reason: str, epoch: Epoch) -> int:
-    """Make every item that has a live reject of this reason pending again; how many they are.
+    """Make every item that has a live reject of this reason pending again; how many they are. Raises LockLost.
 
     An item is forgotten whole: of a video with one failed clip, all clips are cut again, to the same bytes. The
     other items of its part go to a new part first, then the old part's commit is taken back, so that a kill in
@@ -22,44 +23,41 @@ def forget(live: Live, reason: str, epoch: Epoch) -> int:
     total = 0
     for name, node in live.nodes.items():
         live.load(name)
-        items = {str(k) for k in live.keys(f"SELECT DISTINCT id FROM rejects_{name} WHERE reason = '{reason}'")}
+        items = live.con.execute(f"SELECT DISTINCT id FROM rejects_{name} WHERE reason = ?", [reason]).fetchall()
         if not items:
             continue
         total += len(items)
-        if node.whole_set:
-            live.files.remove(f"markers/{name}.json")
-            continue
-        for part in live.parts(name):
-            _rewrite(live.files, node, part, items, epoch)
+        epoch.check(live.files)
+        if not node.whole_set:
+            keys = pa.array([key for (key,) in items], pa.string())
+            for part in live.parts(name):
+                if f"-{AMENDMENT}" not in part:  # void by itself once the row that it amends is gone
+                    _rewrite(live.files, node, part, keys, epoch)
         live.files.remove(f"markers/{name}.json")
         live.refresh(name)
     return total
 
 
-def _rewrite(files: Files, node: Node, part: str, items: set[str], epoch: Epoch) -> None:
-    name = part.rpartition("/")[2]
-    paths = {kind: f"{kind}/{node.name}/{name}" for kind in ("rejects", "metrics", "tables")}
-    results: dict[str, ItemResult] = {}
-    for kind, path in paths.items():
-        if files.size(path) is None:
-            continue
-        with files.open(path) as handle:
-            table = pq.read_table(handle)
-        key = node.grain_in.value if kind == "tables" else "id"
-        if kind == "rejects" and not pc.any(pc.is_in(table["id"], value_set=pa.array(sorted(items), pa.string()))).as_py():
-            return
-        for row in from_arrow(table):
-            result = results.setdefault(row[key], ItemResult(row[key]))
-            if kind == "tables":
-                result.rows.append(row)
-            elif kind == "rejects":
-                result.rejects.append(row)
-            else:
-                result.metrics = row
-    if not items & set(results):
+def _rewrite(files: Files, node: Node, part: str, items: pa.Array, epoch: Epoch) -> None:
+    """Replace a part by one without these items. The kept rows are the very values that were there."""
+    paths = {folder: f"{folder}/{part.partition('/')[2]}" for folder in ("tables", "rejects", "metrics")}
+    rejects = _read(files, paths["rejects"], to_schema(REJECTS).empty_table())
+    if not pc.any(pc.is_in(rejects["id"], value_set=items)).as_py():
         return
-    kept = [result for key, result in results.items() if key not in items and (result.rows or result.rejects)]
-    if kept:
-        PartWriter(files, node.name, node.fingerprint, epoch).commit(kept)
-    for kind in ("tables", "rejects", "metrics"):
-        files.remove(paths[kind])
+    metrics = _read(files, paths["metrics"], to_schema(METRICS).empty_table())
+    rows = _read(files, paths["tables"], None)
+    kept = [
+        table.filter(pc.invert(pc.is_in(table[key], value_set=items)))
+        for table, key in ((rows, node.grain_in), (rejects, "id"), (metrics, "id"))
+    ]
+    if kept[0].num_rows or kept[1].num_rows:
+        PartWriter(files, node.name, node.fingerprint, epoch).commit_tables(*kept)
+    for path in paths.values():  # tables/ first: without it the others do not count
+        files.remove(path)
+
+
+def _read(files: Files, path: str, missing: pa.Table | None) -> pa.Table:
+    if missing is not None and files.size(path) is None:
+        return missing
+    with files.open(path) as handle:
+        return pq.read_table(handle)

@@ -2,8 +2,9 @@
 
 A part holds the results of some items of one stage: their rows in tables/, their rejects in rejects/ and their
 measurements in metrics/, three files of one name. The file in tables/ is put last and is the commit: without it
-the other two do not count. A part's name comes from the stage's fingerprint and the ids in it, so a writer that
-does the same work again writes the same names.
+the other two do not count. A part's name comes from the stage's fingerprint, the writer's epoch and a hash of the
+rows and rejects, so a writer that does the same work again writes the same file, one that comes to another result
+(a timeout this time) writes another, and nothing that is committed is ever overwritten with something else.
 """
 
 from __future__ import annotations
@@ -49,49 +50,77 @@ class PartWriter:
     epoch: Epoch
 
     def commit(self, results: Sequence[ItemResult], label: str = "") -> str:
-        """Write one part and return its name. `label` marks parts that amend others (see live.py)."""
-        ids = hashlib.sha256("\n".join(sorted(r.key for r in results)).encode()).hexdigest()[:20]
-        name = f"{self.fingerprint}-{label}{ids}.parquet"
-        rejects = [reject for result in results for reject in result.rejects]
-        metrics = [result.metrics for result in results if result.metrics is not None]
-        rows = to_arrow([row for result in results for row in result.rows], schema(self.table), self.table)
-        self.epoch.check(self.files)
-        if rejects:
-            self.files.put(f"rejects/{self.table}/{name}", to_parquet(to_arrow(rejects, _REJECTS, "rejects"), self.stamp))
-        if metrics:
-            self.files.put(f"metrics/{self.table}/{name}", to_parquet(to_arrow(metrics, _METRICS, "metrics"), self.stamp))
-        self.files.put(f"tables/{self.table}/{name}", to_parquet(rows, self.stamp))
-        return name
+        """Write one part and return its name. `label` marks parts that amend others (see live.py).
 
-    @property
-    def stamp(self) -> dict[str, str]:
-        """What every part says of itself in its Parquet metadata."""
-        return {"hicom.table": self.table, "hicom.fingerprint": self.fingerprint}
+        Raises ValueError for a row that does not fit its table, LockLost, DiskFull.
+        """
+        return self.commit_tables(
+            to_arrow([row for result in results for row in result.rows], schema(self.table), self.table),
+            to_arrow([reject for result in results for reject in result.rejects], _REJECTS, "rejects"),
+            to_arrow([result.metrics for result in results if result.metrics is not None], _METRICS, "metrics"),
+            label,
+        )
+
+    def commit_tables(self, rows: pa.Table, rejects: pa.Table, metrics: pa.Table, label: str = "") -> str:
+        """Write one part from its three tables and return its name. An empty table of rows is written too."""
+        stamp = {"hicom.table": self.table, "hicom.fingerprint": self.fingerprint}
+        rows_body, rejects_body = to_parquet(rows, stamp), to_parquet(rejects, stamp)
+        content = hashlib.sha256(rows_body + rejects_body).hexdigest()[:20]
+        name = f"{self.fingerprint}-{label}{self.epoch.number:08d}-{content}.parquet"
+        self.epoch.check(self.files)
+        if rejects.num_rows:
+            self.files.put(f"rejects/{self.table}/{name}", rejects_body)
+        if metrics.num_rows:
+            self.files.put(f"metrics/{self.table}/{name}", to_parquet(metrics, stamp))
+        self.files.put(f"tables/{self.table}/{name}", rows_body)
+        return name
 
 
 def to_arrow(rows: Sequence[Row], schema: pa.Schema, what: str) -> pa.Table:
     """Rows as an arrow table of exactly this schema. Raises ValueError naming the column that does not fit."""
-    columns = []
-    for name in schema.names:
-        column_type = schema.field(name).type
-        try:
-            column = pa.array([row[name] for row in rows], type=column_type)
-        except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as err:
-            raise ValueError(f"{what}.{name}: expected {column_type}, got {type(err).__name__}: {err}") from err
-        if column.null_count and not schema.field(name).nullable:
-            raise ValueError(f"{what}.{name}: {column.null_count} of {len(column)} values are null; none may be")
-        columns.append(column)
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:
         raise ValueError(f"{what}: columns {sorted(unknown)} are not in the table's schema {schema.names}")
+    columns = []
+    for wanted in schema:
+        where = f"{what}.{wanted.name}"
+        try:
+            values = [row[wanted.name] for row in rows]
+            column = pa.array(values, type=wanted.type)
+        except KeyError as err:
+            raise ValueError(f"{where}: a row lacks this column") from err
+        except (ValueError, TypeError, OverflowError, NotImplementedError) as err:
+            raise ValueError(f"{where}: expected {wanted.type}, got {type(err).__name__}: {err}") from err
+        _check_nulls(column, wanted, where)
+        if _is_struct_list(wanted.type):
+            _check_names(values, wanted.type.value_type, where)
+        columns.append(column)
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def _check_nulls(column: pa.Array, wanted: pa.Field, where: str) -> None:
+    """Arrow lets a null into a column that may hold none, and fills a struct's missing field with it."""
+    if column.null_count and not wanted.nullable:
+        raise ValueError(f"{where}: {column.null_count} of {len(column)} values are null; none may be")
+    if pa.types.is_list(wanted.type):
+        _check_nulls(column.flatten(), wanted.type.value_field.with_nullable(False), f"{where}[]")
+    elif pa.types.is_struct(wanted.type):
+        for child, inner in zip(column.flatten(), wanted.type, strict=True):
+            _check_nulls(child, inner, f"{where}.{inner.name}")
+
+
+def _check_names(values: Sequence[Sequence[Row] | None], wanted: pa.DataType, where: str) -> None:
+    """Arrow drops what a struct does not know."""
+    unknown = {key for items in values for item in items or () for key in item} - {inner.name for inner in wanted}
+    if unknown:
+        raise ValueError(f"{where}: fields {sorted(unknown)} are not in {wanted}")
+
+
 def to_parquet(table: pa.Table, stamp: dict[str, str]) -> bytes:
-    """A Parquet file in memory, the same bytes for the same rows."""
+    """A Parquet file in memory, the same bytes for the same rows. `stamp` goes into its metadata."""
     buffer = io.BytesIO()
     metadata = {**(table.schema.metadata or {}), **{k.encode(): v.encode() for k, v in stamp.items()}}
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression=COMPRESSION)
+    pq.write_table(table.replace_schema_metadata(metadata).combine_chunks(), buffer, compression=COMPRESSION)
     return buffer.getvalue()
 
 
@@ -104,7 +133,12 @@ def from_arrow(table: pa.Table) -> list[Row]:
 
 
 def _is_number_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type))
+    number = pa.types.is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type))
+    return bool(number)
+
+
+def _is_struct_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) and pa.types.is_struct(kind.value_type))
 
 
 def _number_lists(column: pa.ChunkedArray) -> list[np.ndarray | None]:
@@ -126,9 +160,10 @@ class PartReader:
         self._files = files
         self._keep_bytes = keep_bytes
         self._kept: OrderedDict[tuple[str, tuple[str, ...]], pa.Table] = OrderedDict()
+        self._kept_bytes = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_files": self._files, "_keep_bytes": self._keep_bytes, "_kept": OrderedDict()}
+    def __reduce__(self) -> tuple[type[PartReader], tuple[Files, int]]:
+        return PartReader, (self._files, self._keep_bytes)
 
     def fill(self, rows: Sequence[Row], parts: Sequence[str], numbers: Sequence[int], columns: Sequence[str]) -> None:
         """Add columns to rows: row i's come from row numbers[i] of parts[i]. Each part is read once."""
@@ -151,6 +186,7 @@ class PartReader:
         with self._files.open(part) as handle:
             table = pq.read_table(handle, columns=list(columns))
         self._kept[key] = table
-        while len(self._kept) > 1 and sum(t.nbytes for t in self._kept.values()) > self._keep_bytes:
-            self._kept.popitem(last=False)
+        self._kept_bytes += table.nbytes
+        while len(self._kept) > 1 and self._kept_bytes > self._keep_bytes:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
         return table

@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
+
+import pyarrow as pa
 
 from pipeline.records import REASONS, REJECTS, schema, to_schema
 from pipeline.stage import Row
 from pipeline.store.files import Files
 from pipeline.store.live import Live, Node
 from pipeline.store.lock import Epoch
-from pipeline.store.tables import PartReader, to_arrow, to_parquet
+from pipeline.store.tables import from_arrow, to_arrow, to_parquet
 
 PART_ROWS = 20_000
 """Rows a whole-set stage holds before it writes a part."""
 BATCH_ROWS = 1_024
 """Rows a whole-set stage is handed at a time."""
+CHECK_S = 1.0
+"""Seconds between two looks at the lock while files are linked or removed."""
 
 
 class WholeSetReader:
-    """Streams what is live upstream of a stage, joined by key (see stage.Reader)."""
+    """Streams what is live upstream of a stage, joined by key (see stage.Reader).
+
+    DuckDB joins and sorts, on disk where memory is short: every part is read once, however the keys are scattered.
+    """
 
     def __init__(self, live: Live, node: Node) -> None:
         self._live = live
         self._node = node
-        self._parts = PartReader(live.files)
 
     def batches(self, columns: Iterable[str], *, ordered: bool = False) -> Iterator[list[Row]]:
-        by_table: dict[str, list[str]] = {}
+        live, key = self._live, self._node.grain_in
+        above = live.upstream(self._node.name)
+        assert above is not None, self._node.name
+        live.load(above)
+        tables: dict[str, list[str]] = {}
         for column in columns:
             table, _, name = column.partition(".")
-            by_table.setdefault(table, []).append(name)
-        above = self._live.upstream(self._node.name)
-        self._live.load(self._node.name)
-        keys = f"SELECT DISTINCT out_key AS key FROM live_{above}"
-        pointers = self._live.pointers(keys, self._node.grain_in, list(by_table), ordered)
-        for start in range(0, pointers.num_rows, BATCH_ROWS):
-            batch = pointers.slice(start, BATCH_ROWS).to_pydict()
-            rows: list[Row] = [{self._node.grain_in.value: key} for key in batch["key"]]
-            for table, names in by_table.items():
-                self._parts.fill(rows, batch[f"{table}__part"], batch[f"{table}__row"], names)
-            yield rows
+            tables.setdefault(table, []).append(name)
+        select = [f"k.key AS {key}"]
+        source = live.join_sql(f"SELECT DISTINCT out_key AS key FROM live_{above}", key, list(tables))
+        for table, names in tables.items():
+            own = [name for name in names if name != key]
+            select += [f'd_{table}."{name}"' for name in own]
+            if own:
+                at = f"d_{table}.file_index = t_{table}.file AND d_{table}.file_row_number = t_{table}.row"
+                source += f" JOIN {live.scan_sql(table)} AS d_{table} ON {at}"
+        query = f"SELECT {', '.join(select)} FROM {source} {'ORDER BY k.key' if ordered else ''}"
+        cursor = live.con.cursor()  # a stream of its own: the stage may ask for another before this one ends
+        for batch in cursor.sql(query).to_arrow_reader(BATCH_ROWS):
+            yield from_arrow(pa.Table.from_batches([batch]))
 
 
 class WholeSetWriter:
@@ -56,6 +70,7 @@ class WholeSetWriter:
         self._held: dict[str, list[Row]] = {}
         self._parts: dict[str, list[str]] = {name: [] for name in (node.name, *node.extra_tables, "rejects")}
         self._put: list[str] = []
+        self._checked = -CHECK_S
         self.rows = 0
         self.rejected: Counter[str] = Counter()
 
@@ -80,12 +95,14 @@ class WholeSetWriter:
         self._put.append(relative)
 
     def link_or_copy(self, source: str, target: str) -> None:
+        self._check_now_and_then()
         self._files.link_or_copy(source, target)
 
     def list(self, prefix: str) -> list[str]:
         return self._files.list(prefix)
 
     def remove(self, relative: str) -> None:
+        self._check_now_and_then()
         self._files.remove(relative)
 
     def exists(self, relative: str) -> bool:
@@ -115,6 +132,12 @@ class WholeSetWriter:
             },
         )
 
+    def _check_now_and_then(self) -> None:
+        """The lock, for what a stage does thousands of times."""
+        if time.monotonic() - self._checked > CHECK_S:
+            self._epoch.check(self._files)
+            self._checked = time.monotonic()
+
     def _hold(self, table: str, row: Row) -> None:
         held = self._held.setdefault(table, [])
         held.append(row)
@@ -127,12 +150,13 @@ class WholeSetWriter:
             return
         rejects = table == "rejects"
         folder = f"rejects/{self._node.name}" if rejects else f"tables/{table}"
-        number = len(self._parts[table])
-        path = f"{folder}/{self._node.fingerprint}-{self._input[-12:]}-{number:05d}.parquet"
-        columns = to_schema(REJECTS) if rejects else schema(table)
         stamp = {"hicom.table": table, "hicom.fingerprint": self._node.fingerprint}
+        body = to_parquet(to_arrow(rows, to_schema(REJECTS) if rejects else schema(table), table), stamp)
+        # The content is in the name: a run that stops short of its marker changes no part of the marker before it.
+        content = hashlib.sha256(body).hexdigest()[:20]
+        path = f"{folder}/{self._node.fingerprint}-{len(self._parts[table]):05d}-{content}.parquet"
         self._epoch.check(self._files)
-        self._files.put(path, to_parquet(to_arrow(rows, columns, table), stamp))
+        self._files.put(path, body)
         self._parts[table].append(path)
 
 
@@ -140,4 +164,3 @@ def write_marker(files: Files, epoch: Epoch, marker: dict[str, Any]) -> None:
     """Write a stage's marker: the last write of a stage."""
     epoch.check(files)
     files.put(f"markers/{marker['stage']}.json", json.dumps(marker, indent=1, sort_keys=True).encode())
-

@@ -22,6 +22,7 @@ PAINT = {
     "grey": (128, 128, 128),
     "light grey": (190, 190, 190),
     "white": (248, 248, 248),
+    "orange": (245, 140, 20),
     "red": (210, 20, 20),
     "yellow": (245, 215, 30),
     "brown": (110, 66, 36),
@@ -141,7 +142,12 @@ def _share(labels: np.ndarray, name: str) -> tuple[float, float]:
 
 
 def _is_colour(labels: np.ndarray, words: str) -> bool:
-    """Whether pixels are "almost entirely X", "mostly X[, with some Y and Z]" or "a mix of X, Y and Z"."""
+    """Whether pixels are "almost entirely X", "mostly X[, with some Y and Z]", "a mix of X, Y and Z" or
+    "of many colours, X most of all"."""
+    many = re.fullmatch(r"of many colours, (.+) most of all", words)
+    if many:
+        most = max(_share(labels, name)[0] for name in NAMES)
+        return most - 0.02 <= _share(labels, many[1])[0] and most < 0.6
     listed = re.split(
         r", | and ", words.removeprefix("almost entirely ").removeprefix("mostly ").removeprefix("a mix of ")
     )
@@ -319,15 +325,18 @@ _SENTENCES: list[tuple[str, Judge]] = [
         lambda d, a, b: _turns(d, "picture", a, b),
     ),
     (rf"The {_RGN} is mostly (.+) at the beginning and mostly (.+) at the end", _turns),
-    (r"The picture is ((?:almost entirely|mostly|a mix of) .+)", lambda d, words: _is_colour(d.labels, words)),
+    (
+        r"The picture is ((?:almost entirely|mostly|a mix of|of many colours,) .+)",
+        lambda d, words: _is_colour(d.labels, words),
+    ),
     (rf"It is {_BRT} and (.+)", lambda d, b, s: _looks(d, "picture", b, s)),
     (rf"The {_RGN} is {_BRT} and (.+)", _looks),
     (
-        rf"The ((?:{_RGN}(?:, | and )?)+) (?:is|are) ((?:almost entirely|mostly|a mix of) .+)",
+        rf"The ((?:{_RGN}(?:, | and )?)+) (?:is|are) ((?:almost entirely|mostly|a mix of|of many colours,) .+)",
         lambda d, r, _, w: _regions_are(d, r, w),
     ),
-    (rf"The {_RGN} of the picture is ((?:almost entirely|mostly|a mix of) .+)", _regions_are),
-    (rf"A {_COL} area (lies|starts) in the {_RGN} of the picture and covers about (\d+) percent of it", _area_covers),
+    (rf"The {_RGN} of the picture is ((?:almost entirely|mostly|a mix of|of many colours,) .+)", _regions_are),
+    (rf"An? {_COL} area (lies|starts) in the {_RGN} of the picture and covers about (\d+) percent of it", _area_covers),
     (rf"The {_COL} area moves (.+) and ends in the {_RGN}", _area_moves),
     (rf"The {_COL} area stays in its place", lambda d, name: _spread(d, name) < 0.06),
     (rf"The {_COL} area moves away from its place and comes back to it", _area_comes_back),

@@ -26,11 +26,12 @@ DRAWN: dict[str, Drawn] = {
     "disc_right": oracle.shape("white", "dark blue", 0.25, oracle.line((0.15, 0.5), (0.85, 0.5)), round_=True),
     "disc_down_left": oracle.shape("black", "yellow", 0.25, oracle.line((0.8, 0.2), (0.2, 0.8)), round_=True),
     "square_still": oracle.shape("red", "light grey", 0.3, oracle.line((0.18, 0.82), (0.18, 0.82))),
-    "square_up": oracle.shape("green", "beige", 0.2, oracle.line((0.5, 0.85), (0.5, 0.15))),
+    "square_up": oracle.shape("orange", "beige", 0.2, oracle.line((0.5, 0.85), (0.5, 0.15))),
     "there_and_back": oracle.shape("cyan", "brown", 0.25, THERE_AND_BACK),
     "fade": oracle.fade(),
     "pan_left": oracle.pan(("green", "dark green", "beige"), (-5, 0)),
     "pan_down": oracle.pan(("grey", "purple"), (0, 6)),
+    "mosaic": oracle.pan(tuple(name for name in oracle.NAMES if name != "grey"), (0, 0)),
     "grey": oracle.plain("grey"),
     "cut": oracle.cut(oracle.plain("yellow"), oracle.plain("purple"), 7),
 }
@@ -70,11 +71,12 @@ SAID = {
     "disc_right": "The white area moves to the right and ends in the middle right.",
     "disc_down_left": "The black area moves down and to the left and ends in the lower left.",
     "square_still": "A red area lies in the lower left of the picture",
-    "square_up": "The green area moves up and ends in the upper middle.",
+    "square_up": "The orange area moves up and ends in the upper middle.",
     "there_and_back": "The cyan area moves away from its place and comes back to it.",
     "fade": "The picture is mostly white at the beginning and mostly black at the end.",
     "pan_left": "The whole scenery slides to the left, as when a camera turns to the right.",
     "pan_down": "The whole scenery slides down, as when a camera turns up.",
+    "mosaic": "The picture is of many colours",
     "grey": "The picture is almost entirely grey.",
     "cut": "Between 3.2 and 3.8 seconds nearly all of the picture changes, far more than at other times.",
 }
@@ -145,7 +147,7 @@ def test_a_pattern_that_repeats_is_not_taken_for_a_slide() -> None:
 
 
 def test_one_moving_thing_is_not_taken_for_a_slide() -> None:
-    assert not any("slides" in description(name).caption for name in DRAWN if not name.startswith("pan"))
+    assert not any("slides" in description(name).caption for name in DRAWN if "pan" not in name)
 
 
 def test_noise_is_described_without_a_claim_of_motion() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from pipeline.media.open import local_path
 from pipeline.records import schema
-from pipeline.sources.files import HIDDEN, RUN_FOLDER, SEEN
+from pipeline.resources import resource
+from pipeline.sources.files import HIDDEN, RUN_FOLDER, SEEN, VIDEO_EXTENSIONS
 from pipeline.sources.listing import Listing, SourcesConfig, list_sources
 from pipeline.stage import UserError
 
@@ -97,7 +99,7 @@ def test_a_root_and_a_file_named_explicitly_may_have_any_name(tmp_path: Path) ->
 def test_links_are_followed_each_real_folder_once(tmp_path: Path) -> None:
     root = tmp_path / "root"
     touch(root / "real" / "a.mp4", tmp_path / "outside" / "b.mp4")
-    (root / "0_again").symlink_to(root / "real")
+    (root / "z_again").symlink_to(root / "real")
     (root / "loop").symlink_to(root)
     (root / "out").symlink_to(tmp_path / "outside")
     (root / "dangling.mp4").symlink_to(tmp_path / "nowhere")
@@ -236,3 +238,9 @@ def test_an_http_url_is_one_file(tmp_path: Path) -> None:
     url = "https://example.org/videos/a.mp4?sig=secret"
     (row,) = listed(url).rows
     assert (row["source_key"], row["dataset"], row["uri"]) == ("a.mp4", "videos", url)
+
+
+def test_the_documentation_lists_the_extensions() -> None:
+    text = resource("manifests", "SOURCES.md").read_text(encoding="utf-8")
+    listed_there = text[text.index("extensions, however deep:") : text.index("in upper or lower")]
+    assert set(re.findall(r"\.\w+", listed_there)) == VIDEO_EXTENSIONS

@@ -117,6 +117,7 @@ def test_no_input_and_a_limit_below_one_are_the_users_mistakes(folder: Path) -> 
         listed(folder, limit=0)
 
 
+@pytest.mark.slow
 def test_a_quarter_of_a_million_rows(tmp_path: Path) -> None:
     manifest = tmp_path / "big.jsonl"
     with open(manifest, "w") as file:

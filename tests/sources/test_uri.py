@@ -82,6 +82,7 @@ def test_keys_of_different_names_differ() -> None:
     assert len(set(keys)) == len(names)
     assert all(key.encode("utf-8").isascii() or "\u00ff" in key for key in keys)
     assert max(map(len, keys)) == 1024
+    assert key_text("a\\b\n") == "a\\\\b\\u000a"
     assert key_text("name with space & 'quotes'") == "name with space & 'quotes'"
 
 

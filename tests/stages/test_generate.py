@@ -21,6 +21,7 @@ from pipeline.records import schema
 from pipeline.stage import Chunk, Output, Rejected, Retryable, UserError, Workspace
 from pipeline.stages.generate import Generate, GenerateConfig, GenerateModel
 from tests import clips
+from tests.models import faulty_describer
 
 OBSERVER = ModelSpec(family="builtin", name="observer", revision="1")
 SIDE, FRAMES = 128, 16
@@ -115,7 +116,7 @@ def test_a_drawn_clip_becomes_a_row_that_says_what_was_drawn(tmp_path: Path, vir
     stage, desk = Generate(GenerateConfig(model=OBSERVER)), Desk(sample)
     desk.locate = lambda relative: uri  # type: ignore[method-assign]
     (chunk,) = stage.prepare(row, cast(Workspace, desk))
-    assert 0 <= chunk.arrays["times_s"].min() and chunk.arrays["times_s"].max() < 6
+    assert chunk.arrays["times_s"].min() >= 0 and chunk.arrays["times_s"].max() < 6
     output = stage.finish(row, [chunk.info], [asyncio.run(stage.load_model().infer(chunk))])
     (made,) = output.rows
     assert made["caption"].startswith("The picture is almost entirely light blue.")
@@ -150,7 +151,7 @@ def ended(reason: str) -> Description:
         (replace(SAID, pairs=[*SAID.pairs, SAID.pairs[0]]), "bad_output", "4 instruction-answer pairs"),
         (ended("length"), "truncated", "the qa turn ended with 'length' after 7 tokens"),
         (replace(SAID, caption=" \n"), "refused", "the caption is empty"),
-        (replace(SAID, caption="I\u2019m sorry, I can't help with that."), "refused", "is a refusal: 'I\u2019m sorry"),
+        (replace(SAID, caption="I\u2019m sorry, I can't help with that."), "refused", "the caption is a refusal"),
         (replace(SAID, caption="I cannot describe this video."), "refused", "is a refusal"),
         (ended("content_filter"), "refused", "ended with 'content_filter'"),
     ],
@@ -177,6 +178,17 @@ def test_text_that_utf8_cannot_hold_is_marked_and_left_to_clean() -> None:
     (row,) = finished(replace(SAID, pairs=pairs)).rows
     assert row["raw_pairs"][0]["instruction"] == "Describe the \ufffd sign."
     pa.Table.from_pylist([{"clip_id": "c1", **row}], schema("generate"))
+
+
+@pytest.mark.parametrize("fault", faulty_describer.FAULTS)
+def test_a_faulty_describer_ends_in_the_reason_of_its_fault(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.MODELS["describer"], "faulty", faulty_describer.FAMILY)
+    stage = Generate(GenerateConfig(model=ModelSpec(family="faulty", name=fault)))
+    (chunk,) = stage.prepare(WHOLE, cast(Workspace, Desk(job_of([0.5, 1.5]))))
+    with pytest.raises(Rejected) as caught:
+        stage.finish(WHOLE, [chunk.info], [asyncio.run(stage.load_model().infer(chunk))])
+    assert caught.value.reason == fault
+    assert isinstance(caught.value, Retryable) == (fault == "engine_error")
 
 
 class SlowDescriber:
