@@ -37,7 +37,8 @@ JOINED_VIEWS: dict[str, tuple[str, str]] = {
     "clips": (
         "every cut clip: where it is from, its category, its caption and how many pairs it keeps",
         """SELECT k.clip_id, k.video_id, i.dataset, i.source_key, s.category, s.selected_by,
-                  k.start_s, k.end_s, k.clip_s, k.method, k.clip_uri, g.caption, len(n.pairs) AS pairs, len(n.rejected_pairs) AS rejected_pairs
+                  k.start_s, k.end_s, k.clip_s, k.method, k.clip_uri, g.caption,
+                  len(n.pairs) AS pairs, len(n.rejected_pairs) AS rejected_pairs
            FROM cut k JOIN ingest i USING (video_id) JOIN "select" s USING (video_id)
            LEFT JOIN generate g USING (clip_id) LEFT JOIN clean n USING (clip_id)""",
     ),

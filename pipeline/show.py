@@ -111,16 +111,10 @@ def plan(stages: Sequence[Stage]) -> Table:
     for name in ("stage", "kind", "row", "reads", "writes", "resources"):
         table.add_column(name)
     for stage in stages:
-        kind = (
-            "whole set"
-            if isinstance(stage, GlobalStage)
-            else "map, 2-step"
-            if isinstance(stage, TwoStepStage)
-            else "map"
-        )
         grain = stage.grain_in.value if stage.grain_in is stage.grain_out else f"{stage.grain_in} -> {stage.grain_out}"
         extra = stage.extra_tables if isinstance(stage, GlobalStage) else ()
-        table.add_row(stage.name, _kind(stage), grain, " ".join(stage.reads), " ".join((stage.name, *extra)), _resources(stage))
+        writes = " ".join((stage.name, *extra))
+        table.add_row(stage.name, _kind(stage), grain, " ".join(stage.reads), writes, _resources(stage))
     return table
 
 

@@ -12,16 +12,19 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.plan import PLAN
+from pipeline import commands
+from pipeline.commands import RunRequest, RunResult
 from pipeline.query import open_query
 from pipeline.records import TABLES, Grain
 from pipeline.session import open_session
+from pipeline.stage import UserError
+from tests import clips
 
 ROOT = Path(__file__).resolve().parent.parent
 FAULTS = Path(__file__).resolve().parent / "faults"
@@ -162,7 +165,7 @@ def read_tables(run: Path) -> Tables:
     con = open_query(open_session(str(run)))
     rows = {}
     for table in (*TABLES, "rejects"):
-        found = con.execute(f'SELECT * FROM "{table}"').to_arrow_table().to_pylist()
+        found = con.sql(f'SELECT * FROM "{table}"').to_arrow_table().to_pylist()
         kept = [{name: value for name, value in row.items() if name not in MEASURED} for row in found]
         rows[table] = sorted(kept, key=lambda row: [str(row.get(name)) for name in KEYS])
     return Tables(rows)
@@ -219,7 +222,7 @@ def committed(run: Path) -> set[tuple[str, str]]:
     """(stage, id) of every item of a map stage with a committed result."""
     try:
         session = open_session(str(run))
-    except Exception:  # killed before run.yaml was written
+    except UserError:  # killed before run.yaml was written
         return set()
     live = session.live()
     done = set()
@@ -243,4 +246,35 @@ def copy_run(run: Path, to: Path) -> Path:
     return to
 
 
-STAGES = tuple(stage.name for stage in PLAN)
+def draw_videos(folder: Path) -> Path:
+    """Six tiny videos, 9 shots at the default threshold of which 8 are kept, and a file that is not video."""
+    folder.mkdir(parents=True)
+    clips.write_clip(folder / "cuts.mp4", clips.shots(("maroon", 60), ("sky", 60), ("black", 60)), keyframes=(60, 120))
+    clips.write_clip(folder / "soft.mp4", clips.shots(("orange", 60), ("blue", 60)))  # a score of 40 at the cut
+    clips.write_clip(folder / "hard.mp4", clips.shots(("black", 55), ("white", 55)))
+    clips.write_clip(folder / "one shot.mp4", clips.disc(54))
+    clips.write_clip(folder / "b frames.mp4", clips.disc(60, (0, 1)), clips.h264(gop=10, b_frames=2))
+    clips.write_clip(folder / "short.mp4", clips.flat("gold", 20))
+    clips.text(folder / "notes.mp4")
+    return folder
+
+
+class Silent:
+    """Told what happens in a run, and says nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *told: None
+
+
+def run_here(
+    out: Path, *inputs: Path, sets: Sequence[str] = (), stages: Sequence[str] = (), **other: Any
+) -> RunResult:
+    """`hicom run` in this process, on the local engine."""
+    request = RunRequest(
+        str(out), inputs=tuple(map(str, inputs)), sets=(*KEEP_ALL, *sets), **{"engine": "local", **other}
+    )
+    return commands.run(replace(request, stages=tuple(stages)) if stages else request, Silent())
+
+
+KEEP_ALL = ("select.random_rest=1000",)
+"""Quotas are no part of these tests: every readable video goes on to scan."""

@@ -117,7 +117,7 @@ class Attempts:
             for r in output.shot_rejects
         ]
         self._check_shots(job, self._shots_out(output), len(rejects))
-        assert rows or rejects, f"{self._stage.name}: {key} left as neither a row nor a reject"
+        assert rows, f"{self._stage.name}: {key} left without a row; a stage must reject such an item whole"
         return ItemResult(key, rows, rejects, self._metrics(job, output.frames_decoded))
 
     def _rejected(self, job: Job, err: Rejected) -> ItemResult:

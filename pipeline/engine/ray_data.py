@@ -30,8 +30,9 @@ from pipeline.store.lock import LockLost
 
 MODEL_RESTARTS = 3
 """Times a model's actor is started again after its death, before its items become engine_error."""
-WORKER_RETRIES: dict[str, Any] = {"max_restarts": 0, "max_task_retries": 0}
-"""Left alone, Ray Data retries a crashing batch for ever. The pool replaces a dead worker by itself."""
+WORKER_RETRIES: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
+"""A dead worker is replaced, and its batch is lost to this pass: left alone, Ray Data would retry a crashing batch for
+ever. Each batch is tried once, so restarts are bounded too; without them a pool that loses its last worker hangs."""
 QUIET_LOGGERS = ("ray.data", "ray.data._internal.execution", "ray.data._internal.execution.streaming_executor")
 """Ray Data logs every dropped batch at length; the runner accounts for each item of it instead."""
 OBJECT_STORE_BYTES = 512 << 20
@@ -220,6 +221,9 @@ def _init(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
+        # Ray's core calls it an error that an actor which restarts has its arguments in the object store, which is how
+        # Ray Data makes every actor. Set RAY_BACKEND_LOG_LEVEL yourself to see all it says.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         # Workers on this machine find the package where this process found it, installed or not.
         here = str(Path(__file__).resolve().parents[2])

@@ -1,7 +1,9 @@
 """Clips by exact re-encode: a shot's very frames as H.264 yuv420p in MP4, the source decoded once for all its shots.
 
-Frame times and the pixel aspect are kept; what becomes of the pixels is said in cut_pictures.py. One encoder thread
-and no version strings: the same source gives the same bytes.
+Frame times and the pixel aspect are kept; what becomes of the pixels is said in cut_pictures.py. There are no B-frames
+(files are 10 to 20% larger and made a quarter faster): decode order is display order, so that every frame's duration is
+right under a variable frame rate, and no reader needs an edit list. One encoder thread and no version strings: the
+same source gives the same bytes.
 """
 
 from __future__ import annotations
@@ -182,13 +184,13 @@ class _Encoder:
         self._last = -1
         self._pictures = Pictures(first)
         self._output = av.open(wanted.path, "w", format="mp4", container_options=MUXER_OPTIONS)
-        options = {"crf": str(quality.crf), "preset": quality.preset, "x264-params": X264_PARAMS}
+        options = {"crf": str(quality.crf), "preset": quality.preset, "bf": "0", "x264-params": X264_PARAMS}
         self._stream = self._output.add_stream("libx264", rate=source.stream.average_rate, options=options)
         context = self._stream.codec_context
         self._pictures.describe(context, first, source.stream.sample_aspect_ratio)
         context.time_base = self._time_base
         context.thread_count = 1
-        context.flags |= Flags.bitexact
+        context.flags |= Flags.bitexact | Flags.frame_duration
         self._no_banner: BitStreamFilterContext | None = None
 
     def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:

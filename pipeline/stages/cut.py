@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.records import Grain, clip_id, seconds
-from pipeline.stage import MapStage, Output, Row, ShotReject, Workspace
+from pipeline.stage import MapStage, Output, Rejected, Row, ShotReject, Workspace
 
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
@@ -91,6 +91,8 @@ class Cut(MapStage):
                 else:
                     files[shot] = self._commit(clips[shot], chunk.info, work)
         rows = [{**clip, **file} for shot, clip in clips.items() if (file := files[shot]) is not None]
+        if not rows:
+            raise Rejected("cut_failed", f"none of its {len(rejects)} kept shots could be cut", rejects)
         return Output(rows=rows, shot_rejects=rejects, frames_decoded=decoded)
 
     def shots_in(self, row: Row) -> int:

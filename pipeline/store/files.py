@@ -291,10 +291,11 @@ class RemoteFiles(Files):
         return None
 
     def list(self, prefix: str) -> Paths:
-        path = self._path(prefix)
+        folder = self._path(prefix) + "/"
         start = len(self._base) + 1
         with _remote_errors(self.root), suppress(FileNotFoundError):
-            return sorted(name[start:] for name in self.fs.find(path))
+            # s3fs may name the folder itself, when a first file comes into it at this moment.
+            return sorted(name[start:] for name in self.fs.find(folder) if name.startswith(folder) and name != folder)
         return []
 
     def list_temporary(self) -> Paths:
@@ -339,8 +340,6 @@ def _remote_errors(root: str, *, writes: bool = False) -> Iterator[None]:
         raise UserError(f"{root}: {err}. The bucket must be there before the run: create it.") from err
     except PermissionError as err:
         raise UserError(f"{root}: access denied ({err}). Check the credentials in the environment.") from err
-    except NotImplementedError as err:
-        raise UserError(f"{root}: this kind of URL cannot be written to. Choose another --out.") from err
     except Exception as err:
         if type(err).__module__.partition(".")[0] not in _CLIENT_PACKAGES:
             raise

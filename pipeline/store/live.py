@@ -225,7 +225,7 @@ class Live:
             f"SELECT {', '.join(['k.key', *select])} FROM {self.join_sql(keys_sql, key_grain, tables)} "
             f"ORDER BY {', '.join([*([] if ordered else reading_order), 'k.key'])}"
         )
-        return self.con.sql(query).to_arrow_table()
+        return self.con.cursor().sql(query).to_arrow_table()
 
     def join_sql(self, keys_sql: str, key_grain: Grain, tables: Sequence[str]) -> str:
         """SQL of some items as `k` (key), each with its one live row of every table as `t_<table>`."""
@@ -255,8 +255,7 @@ class Live:
         return int(self._one(query)[0])
 
     def _one(self, query: str) -> tuple[Any, ...]:
-        row = self.con.execute(query).fetchone()
-        assert row is not None
+        (row,) = self.con.execute(query).fetchall()  # all of it: DuckDB refuses other work beside an unread result
         return tuple(row)
 
 

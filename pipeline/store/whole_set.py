@@ -70,7 +70,7 @@ class WholeSetWriter:
         self._held: dict[str, list[Row]] = {}
         self._parts: dict[str, list[str]] = {name: [] for name in (node.name, *node.extra_tables, "rejects")}
         self._put: list[str] = []
-        self._checked = -CHECK_S
+        self._checked = float("-inf")
         self.rows = 0
         self.rejected: Counter[str] = Counter()
 

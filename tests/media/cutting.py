@@ -82,7 +82,7 @@ def numbers(clip: dict[str, Any]) -> list[int]:
 
 def hashes(path: str | Path) -> list[str]:
     """A hash of each decoded frame's samples."""
-    return [hashlib.md5(b"".join(bytes(plane) for plane in frame.planes)).hexdigest() for frame in decoded(Path(path))]
+    return [hashlib.md5(frame.to_ndarray().tobytes()).hexdigest() for frame in decoded(Path(path))]
 
 
 def opencv_count(path: str | Path) -> int:
