@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out, err = Console(), Console(stderr=True)
+WIDE = 10_000
+"""Columns where the output is no terminal: a table's rows stay whole, and whoever reads them breaks the lines."""
+out = Console(width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
 
 STAGES: dict[str, str] = {
     "ingest": "Read each video's header and give it an id.",
@@ -37,9 +42,7 @@ STAGES: dict[str, str] = {
 Run = Annotated[str, typer.Argument(metavar="RUN", help="The run folder: a path, or a URL such as s3://bucket/run.")]
 Inputs = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[INPUT]...", help="Folders, globs, videos, URLs or manifests (CSV, JSONL, Parquet, JSON)."
-    ),
+    typer.Argument(metavar="[INPUT]...", help="Folders, globs, videos, URLs or manifests (CSV, JSONL, Parquet, JSON)."),
 ]
 Out = Annotated[str, typer.Option("--out", help="The run folder: a path, or a URL such as s3://bucket/run.")]
 Profile = Annotated[str | None, typer.Option(help="A shipped profile, or the path of a YAML file.")]
@@ -146,6 +149,7 @@ def _run(request: RunRequest) -> None:
 
 def _next_commands(run: str) -> None:
     out.print("\nnext:", highlight=False)
+    run = shlex.quote(run)
     for line in (f"hicom status {run}", f"hicom rejects {run}", f"hicom query {run} 'SELECT * FROM clips LIMIT 5'"):
         out.print("  " + line, highlight=False, markup=False, soft_wrap=True)
 
@@ -174,14 +178,14 @@ def rejects(
     run: Run,
     stage: Annotated[str | None, typer.Option(help="Only this stage's.")] = None,
     reason: Annotated[str | None, typer.Option(help="Only this reason's.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 50,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most rows; 50 as a table, else all.")] = None,
     form: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
     output: Annotated[str | None, typer.Option(help="Write to this file.")] = None,
 ) -> None:
     """Print what was dropped, where and why."""
     from pipeline.query import rejects_sql
 
-    _query(run, rejects_sql(stage, reason, limit), form, output)
+    _query(run, rejects_sql(stage, reason), form, output, limit or (50 if form == "table" else None))
 
 
 @app.command()
@@ -214,16 +218,17 @@ def query(
     _query(run, sql, form, output)
 
 
-def _query(run: str, sql: str | None, form: str, output: str | None) -> None:
+def _query(run: str, sql: str | None, form: str, output: str | None, limit: int | None = None) -> None:
     from pipeline import show
     from pipeline.query import JOINED_VIEWS, open_query, run_query, view_columns
-    from pipeline.session import open_session
+    from pipeline.session import read_session
 
-    session = open_session(run)
+    show.check_form(form, output)
+    session = read_session(run)
     if sql is None:
         out.print(show.views({name: about for name, (about, _) in JOINED_VIEWS.items()}, view_columns()))
     else:
-        show.relation(run_query(open_query(session), sql), form, out, output)
+        show.result(run_query(open_query(session), sql), form, out, output, limit)
 
 
 @app.command()
@@ -231,13 +236,13 @@ def stats(run: Run) -> None:
     """Print the figures of the paper's Tab. 1 and Fig. 4 for this run, and the funnel."""
     from pipeline import show
     from pipeline.query import open_query, run_query
-    from pipeline.session import open_session
+    from pipeline.session import read_session
     from pipeline.stats_sql import FIGURES
 
-    con = open_query(open_session(run))
+    con = open_query(read_session(run))
     for figure in FIGURES:
         out.print(f"\n[bold]{figure.title}[/]")
-        show.relation(run_query(con, figure.sql), "table", out, None)
+        show.result(run_query(con, figure.sql), "table", out, None)
 
 
 @app.command()
@@ -270,7 +275,7 @@ def demo(out_dir: Annotated[str, typer.Option("--out", help="Folder for videos a
     from pipeline.demo.tour import prepare, tour
 
     videos, run_dir = prepare(out_dir)
-    out.print(f"wrote {len(videos)} small videos to {out_dir}/videos", highlight=False)
+    out.print(f"wrote {len(videos)} small videos to {out_dir}/videos", highlight=False, markup=False)
     from pipeline.commands import RunRequest
 
     _run(RunRequest(run_dir, inputs=(f"{out_dir}/videos",), profile="demo"))
@@ -285,24 +290,27 @@ def _usage(message: str) -> Exception:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command. Exit codes: 0 complete, 1 a stage failed, 2 the user's mistake, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names on disks are bytes; what is not text is printed escaped
+            stream.reconfigure(errors="backslashreplace")
     code = _guarded(lambda: app(argv, standalone_mode=False))
     sys.exit(code)
 
 
 def _guarded(call: Callable[[], Any]) -> int:
-    import click
+    from typer.exceptions import TyperException
 
     from pipeline.stage import UserError
 
     try:
         return int(call() or 0)
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         err.print("\nstopped. What was committed is safe; the same command goes on from there.")
         return 130
-    except click.ClickException as error:
-        error.show()
+    except TyperException as error:  # a command or an option that is not known, or a value that does not fit
+        if message := error.format_message():  # empty when the help was printed instead
+            command = getattr(getattr(error, "ctx", None), "command_path", "hicom")
+            err.print(f"error: {message} See: {command} --help", markup=False, highlight=False, soft_wrap=True)
         return 2
     except UserError as error:
         err.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.engine.task import StageFailed
 from pipeline.plan import PLAN, SOURCES
 from pipeline.runner import MapEngine, Reporter, Runner
-from pipeline.session import Session, open_session
+from pipeline.session import Session, open_session, read_session
 from pipeline.stage import UserError
 from pipeline.store.folder import RUN_FILE
 from pipeline.store.gc import collect_garbage
 from pipeline.store.live import Counts, Live
-from pipeline.store.lock import Lock
+from pipeline.store.lock import Epoch, Lock, LockLost
 from pipeline.store.retry import forget
 
 DECISIONS = frozenset(
@@ -62,31 +65,57 @@ class RunResult:
 
 def run(request: RunRequest, reporter: RunReporter) -> RunResult:
     """Run stages in order. Raises UserError, StageFailed, LockLost."""
-    creates = bool(request.inputs)
-    session = open_session(
-        request.out, profile=request.profile, sets=request.sets, accept=request.accept_changes, create=creates
-    )
-    with Lock(session.files) as lock:
-        # Read again: another writer may have finished between the first look and the lock.
-        session = open_session(
-            request.out, profile=request.profile, sets=request.sets, accept=request.accept_changes, create=creates
-        )
+    check_engine(request.engine, request.address)
+    if request.limit is not None and not request.inputs:
+        raise UserError("--limit takes a sample of the inputs that this command names, and it names none")
+    with _locked(lambda: _open(request)) as (session, epoch):
         reporter.opened(session)
         rows = _list(session, request, reporter) if request.inputs else None
         session.save()
-        runner = Runner(session, lock.epoch, lambda: make_engine(request.engine, request.address, session), reporter)
+        runner = Runner(session, epoch, lambda: make_engine(request.engine, request.address, session), reporter)
         try:
             if rows is not None:
                 runner.list_sources(rows)
             result = RunResult(runner.run(request.stages))
-        except StageFailed as err:
-            if err.trace:
-                session.files.put(f"logs/failure-{time.strftime('%Y%m%dT%H%M%S')}.log", err.trace.encode())
+        except (UserError, LockLost):
             raise
+        except Exception as err:
+            raise _logged(session, err) from err
         finally:
             runner.close()
     _judge(result, request.max_reject_share)
     return result
+
+
+def _open(request: RunRequest) -> Session:
+    return open_session(
+        request.out,
+        profile=request.profile,
+        sets=request.sets,
+        accept=request.accept_changes,
+        create=bool(request.inputs),
+    )
+
+
+@contextmanager
+def _locked(open_run: Callable[[], Session]) -> Iterator[tuple[Session, Epoch]]:
+    """A run folder opened under its lock: another writer may have finished between the first look and the lock."""
+    with Lock(open_run().files) as lock:
+        yield open_run(), lock.epoch
+
+
+def _logged(session: Session, err: Exception) -> StageFailed:
+    """A failure as it is told to the user, its trace in the run folder's logs/. Call while it is handled."""
+    message, trace = f"{type(err).__name__}: {err}", traceback.format_exc()
+    if isinstance(err, StageFailed):
+        message, trace = err.message, err.trace
+    if not trace:
+        return StageFailed(message)
+    log = f"logs/failure-{time.strftime('%Y%m%dT%H%M%S')}.log"
+    session.files.put(log, trace.encode("utf-8", "backslashreplace"))
+    return StageFailed(
+        f"{message}\nThe trace is in {session.files.url(log)}. The same command goes on from what is committed.", trace
+    )
 
 
 class RunReporter(Reporter, Protocol):
@@ -111,25 +140,36 @@ def _list(session: Session, request: RunRequest, reporter: RunReporter) -> list[
     return rows
 
 
+ENGINES = ("ray", "local")
+
+
+def check_engine(name: str, address: str | None) -> None:
+    """Before any work. Raises UserError."""
+    if name not in ENGINES:
+        raise UserError(f"no engine {name!r}; there are: {', '.join(ENGINES)}")
+    if name == "local" and address is not None:
+        raise UserError("--address names a Ray cluster; --engine local does not use one. Leave one of them out.")
+
+
 def make_engine(name: str, address: str | None, session: Session) -> MapEngine:
-    """An engine by name. Raises UserError."""
+    """An engine by its name, checked before. Raises UserError."""
     if name == "local":
-        if address is not None:
-            raise UserError("--address names a Ray cluster; --engine local does not use one. Leave one of them out.")
         from pipeline.engine.local import LocalEngine
 
         return LocalEngine()
-    if name == "ray":
-        from pipeline.engine.ray_data import RayEngine
+    from pipeline.engine.ray_data import RayEngine
 
-        engine = RayEngine(address)
-        if address is not None:
-            from pipeline.engine.ray_probe import probe_nodes
+    engine = RayEngine(address)
+    if address is not None:
+        from pipeline.engine.ray_probe import probe_nodes
 
-            local_inputs = [text for text in session.record["inputs"] if "://" not in text and "*" not in text]
+        local_inputs = [text for text in session.record["inputs"] if "://" not in text and "*" not in text]
+        try:
             probe_nodes(session.files, RUN_FILE, [os.path.abspath(text) for text in local_inputs])
-        return engine
-    raise UserError(f"no engine {name!r}; there are: ray, local")
+        except BaseException:
+            engine.close()
+            raise
+    return engine
 
 
 def _judge(result: RunResult, max_reject_share: float) -> None:
@@ -144,27 +184,29 @@ def retry(out: str, reason: str, reporter: RunReporter, engine: str, address: st
     """Forget the rejects of a reason and run everything that is now pending. Returns how many were forgotten."""
     from pipeline.records import REASONS
 
+    check_engine(engine, address)
     if reason not in REASONS:
         raise UserError(f"no reject reason {reason!r}; there are: {', '.join(REASONS)}")
     if reason in DECISIONS:
         raise UserError(f"{reason} is a decision, not a failure: it would be made again. Change the config instead.")
-    session = open_session(out)
-    with Lock(session.files) as lock:
-        forgotten = forget(session.live(), reason, lock.epoch)
-    if not forgotten:
-        return 0, RunResult()
-    done = tuple(stage for stage in (s.name for s in session.stages) if session.live().marker(stage) is not None)
-    return forgotten, run(RunRequest(out, stages=done, engine=engine, address=address), reporter)
+    with _locked(lambda: open_session(out)) as (session, epoch):
+        live = session.live()
+        begun = [i for i, stage in enumerate(session.stages) if _state(live, stage.name) != "not run"]
+        forgotten = forget(live, reason, epoch)
+    # Even when none is left to forget: a retry that was killed goes on here.
+    stages = tuple(stage.name for stage in session.stages[: max(begun, default=-1) + 1])
+    return forgotten, run(RunRequest(out, stages=stages, engine=engine, address=address), reporter)
 
 
 def status(out: str) -> list[tuple[str, str, Counts]]:
-    """Each stage with its state (done, partial, waiting, stale) and counts."""
-    session = open_session(out)
+    """Each stage with its state and counts."""
+    session = read_session(out)
     live = session.live()
     return [(stage.name, _state(live, stage.name), live.counts(stage.name)) for stage in session.stages]
 
 
 def _state(live: Live, name: str) -> str:
+    """done, partial, new input (done with other inputs), other config (done with another), or not run."""
     marker = live.marker(name)
     if marker is not None:
         return "done" if marker["input_fingerprint"] == live.input_fingerprint(name) else "new input"
@@ -175,18 +217,11 @@ def _state(live: Live, name: str) -> str:
 
 
 def failure_message(error: BaseException) -> str:
-    """One line for a failure that is not the user's: what failed, and where the trace is."""
-    if isinstance(error, StageFailed):
-        return f"{error}" + (
-            "\nThe trace is in the run folder's logs/. The same command goes on from what is committed."
-            if error.trace
-            else ""
-        )
-    return f"{type(error).__name__}: {error}"
+    """What is told of a failure that is not the user's."""
+    return error.message if isinstance(error, StageFailed) else f"{type(error).__name__}: {error}"
 
 
 def gc(out: str, *, dry_run: bool) -> dict[str, int]:
     """Remove what no view reaches; files and bytes removed by kind."""
-    session = open_session(out)
-    with Lock(session.files):
+    with _locked(lambda: read_session(out)) as (session, _):
         return collect_garbage(session.live(), dry_run=dry_run)

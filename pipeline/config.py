@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -136,7 +137,7 @@ def parse(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
         _put(tree, path, value)
     models = tree.get("models")
     for stage, role in MODEL_OF_STAGE.items():
-        section = tree.get(stage) or {}
+        section = {} if tree.get(stage) is None else tree[stage]
         if not isinstance(section, dict):
             raise UserError(f"config: {stage} must be a mapping, got {section!r}")
         if "model" in section:
@@ -144,9 +145,10 @@ def parse(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
         if isinstance(models, dict) and role in models:
             tree[stage] = {**section, "model": models[role]}
     try:
-        config = TypeAdapter(RunConfig).validate_python(tree)
+        # As JSON, where strict means: no number from a text or a yes, but lists and mappings as YAML has them.
+        config = TypeAdapter(RunConfig).validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as err:
-        raise UserError("\n".join(_explain(error) for error in err.errors())) from err
+        raise UserError("\n".join(_explain(error) for error in err.errors() if not _is_copy(error["loc"]))) from err
     _check_grid(config)
     return config
 
@@ -188,6 +190,11 @@ def _copy(value: Any) -> Any:
     return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
+def _is_copy(location: Sequence[Any]) -> bool:
+    """A fault of a model, which is told once under `models`, met again where a stage is given the model."""
+    return location[0] in MODEL_OF_STAGE and location[1:2] == ("model",)
+
+
 def _explain(error: Any) -> str:
     """One line for one validation error, with the nearest key when one is unknown."""
     location = [str(part) for part in error["loc"]]
@@ -199,7 +206,7 @@ def _explain(error: Any) -> str:
         return f"config: unknown key {path}; {hint}"
     if error["type"] in ("missing", "missing_argument"):
         return f"config: {path} is missing"
-    return f"config: {path}: {error['msg']}; got {error.get('input')!r}"
+    return f"config: {path}: {error['msg'].removeprefix('Value error, ')}; got {error.get('input')!r}"
 
 
 def _known_keys(location: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.records import TABLES, Grain
-from pipeline.stage import GlobalStage, Stage, digest
+from pipeline.stage import Stage, digest
 from pipeline.stages.clean import Clean
 from pipeline.stages.cut import Cut
 from pipeline.stages.dedup import Dedup
@@ -50,8 +50,8 @@ def check(plan: Sequence[type[Stage]]) -> None:
         twice = {name for name in names if names.count(name) > 1 and name != stage.grain_in}
         if twice:
             raise ValueError(f"{stage.name} reads two columns named {sorted(twice)}; a row holds one of a name")
-        extra = stage.extra_tables if issubclass(stage, GlobalStage) else ()
-        written |= {f"{table}.{column.name}" for table in (stage.name, *extra) for column in TABLES[table]}
+        # Extra tables hold any number of rows for a key: queries read them, stages do not.
+        written |= {f"{stage.name}.{column.name}" for column in TABLES[stage.name]}
         grain = stage.grain_out
 
 

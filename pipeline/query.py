@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
+from pipeline.plan import PLAN
 from pipeline.records import METRICS, REASONS, REJECTS, TABLES, Column
 from pipeline.session import Session
 from pipeline.stage import UserError
-from pipeline.store.live import Live, empty_sql
+from pipeline.store.live import Live, damaged, empty_sql, glob_literal, parquet_sql, place, quoted
 
 JOINED_VIEWS: dict[str, tuple[str, str]] = {
     "videos": (
@@ -56,50 +57,53 @@ JOINED_VIEWS: dict[str, tuple[str, str]] = {
 
 
 def open_query(session: Session) -> duckdb.DuckDBPyConnection:
-    """A connection with all views, shut in. Raises UserError when nothing has run yet."""
+    """A connection with all views, shut in. Raises UserError when a file of the run folder cannot be read."""
     live = session.live()
-    for name in live.nodes:
-        live.load(name)
-        _view(live, name, name, live.parts(name), live_only=True)
-        for extra in live.nodes[name].extra_tables:
+    try:
+        for name, node in live.nodes.items():
+            live.load(name)
+            only_live = f"SEMI JOIN live_{name} l ON l.file = d.file_index AND l.row = d.file_row_number"
+            _view(live, name, f"{live.scan_sql(name)} d {only_live}")
             marker = live.marker(name)
-            _view(live, extra, name, marker["extra_parts"][extra] if marker else [], live_only=False)
-    live.con.execute(f"CREATE TEMP VIEW rejects AS {_rejects_sql(live)}")
-    live.con.execute(f"CREATE TEMP VIEW metrics AS {_metrics_sql(live)}")
-    for name, (_, sql) in JOINED_VIEWS.items():
-        live.con.execute(f"CREATE TEMP VIEW {name} AS {sql}")
+            for extra in node.extra_tables:
+                _view(live, extra, _parts_sql(live, marker["extra_parts"][extra] if marker else [], extra))
+        live.con.execute(f"CREATE TEMP VIEW rejects AS {_rejects_sql(live)}")
+        live.con.execute(f"CREATE TEMP VIEW metrics AS {_metrics_sql(live)}")
+        for name, (_, sql) in JOINED_VIEWS.items():
+            live.con.execute(f"CREATE TEMP VIEW {name} AS {sql}")
+    except duckdb.Error as err:
+        raise damaged(live.files, err) from err
     _shut_in(live)
     return live.con
 
 
-def run_query(con: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+def run_query(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
     """The result of one SELECT-like statement. Raises UserError with DuckDB's words."""
     try:
         statements = con.extract_statements(sql)
-        if len(statements) != 1 or statements[0].type not in _READING:
-            raise UserError("hicom query runs one statement that reads: SELECT, WITH, DESCRIBE, SUMMARIZE or EXPLAIN")
-        relation = con.sql(statements[0].query)
+        # EXPLAIN is not among them: EXPLAIN ANALYZE runs what it explains, COPY too.
+        if len(statements) != 1 or statements[0].type is not duckdb.StatementType.SELECT:
+            raise UserError("hicom query runs one statement that reads: SELECT, WITH, FROM, DESCRIBE or SUMMARIZE")
+        query = statements[0].query.rstrip().rstrip(";")
+        # WITH may hold a COPY or a DELETE, but only at the top level: as a subquery DuckDB binds nothing that writes.
+        con.sql(f"FROM (\n{query}\n)")
+        return con.sql(query).to_arrow_table()
     except duckdb.Error as err:
         raise UserError(f"the query failed: {err}") from err
-    if relation is None:
-        raise UserError("the query returned nothing to show")
-    return relation
 
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
-
-
-def rejects_sql(stage: str | None, reason: str | None, limit: int) -> str:
+def rejects_sql(stage: str | None, reason: str | None) -> str:
     """SQL of the rejects, each with the source row it came from. Raises UserError for an unknown stage or reason."""
-    if stage is not None and stage not in TABLES:
-        raise UserError(f"no stage {stage!r}; there are: {', '.join(TABLES)}")
+    stages = [one.name for one in PLAN]
+    if stage is not None and stage not in stages:
+        raise UserError(f"no stage {stage!r}; there are: {', '.join(stages)}")
     if reason is not None and reason not in REASONS:
         raise UserError(f"no reject reason {reason!r}; there are: {', '.join(REASONS)}")
     wanted = [f"stage = '{stage}'"] * (stage is not None) + [f"reason = '{reason}'"] * (reason is not None)
     where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
     return (
         "SELECT r.stage, coalesce(i.source_key, r.id) AS item, r.shot, r.reason, r.detail, r.attempts FROM rejects r "
-        f"LEFT JOIN ingest i ON i.video_id = r.id {where} ORDER BY r.stage, r.reason, item, r.shot LIMIT {limit}"
+        f"LEFT JOIN ingest i ON i.video_id = r.id {where} ORDER BY r.stage, r.reason, item, r.shot"
     )
 
 
@@ -113,22 +117,14 @@ def view_columns() -> dict[str, list[Column]]:
     }
 
 
-def _view(live: Live, view: str, stage: str, parts: Sequence[str], *, live_only: bool) -> None:
-    if not parts:
-        live.con.execute(f'CREATE TEMP VIEW "{view}" AS SELECT {empty_sql(TABLES[view])} WHERE false')
-        return
-    files = ", ".join(f"'{_quoted(live.files.url(part))}'" for part in parts)
-    scan = f"read_parquet([{files}], filename = true, file_row_number = true)"
-    keep = f"SEMI JOIN live_{stage} l ON l.row = d.file_row_number AND l.part = {_part_of_file(live)}"
-    live.con.execute(
-        f'CREATE TEMP VIEW "{view}" AS SELECT d.* EXCLUDE (filename, file_row_number) FROM {scan} d '
-        + (keep if live_only else "")
-    )
+def _view(live: Live, table: str, source: str) -> None:
+    columns = ", ".join(f'"{column.name}"' for column in TABLES[table])
+    live.con.execute(f'CREATE TEMP VIEW "{table}" AS SELECT {columns} FROM {source}')
 
 
-def _part_of_file(live: Live) -> str:
-    """SQL that turns a part's file name back into its path in the run folder."""
-    return f"substr(d.filename, {len(live.files.url('x'))})"
+def _parts_sql(live: Live, parts: Sequence[str], table: str) -> str:
+    """SQL of whole parts of a table, none of them dead."""
+    return parquet_sql(live.files, parts) if parts else f"(SELECT {empty_sql(TABLES[table])} WHERE false)"
 
 
 def _rejects_sql(live: Live) -> str:
@@ -141,23 +137,22 @@ def _metrics_sql(live: Live) -> str:
     selects = []
     for name, node in live.nodes.items():
         prefix = f"metrics/{name}/{node.fingerprint}-"
-        files = [live.files.url(path) for path in live.files.list(f"metrics/{name}") if path.startswith(prefix)]
-        if files:
-            quoted = ", ".join(f"'{_quoted(path)}'" for path in files)
-            selects.append(f"SELECT '{name}' AS stage, * FROM read_parquet([{quoted}])")
+        parts = [path for path in live.files.list(f"metrics/{name}") if path.startswith(prefix)]
+        if parts:
+            columns = ", ".join(column.name for column in METRICS)
+            selects.append(f"SELECT '{name}' AS stage, {columns} FROM {parquet_sql(live.files, parts)}")
     return " UNION ALL ".join(selects) or f"SELECT '' AS stage, {empty_sql(METRICS)} WHERE false"
 
 
 def _shut_in(live: Live) -> None:
-    folders = ", ".join(f"'{_quoted(live.files.url(folder))}/'" for folder in ("tables", "metrics"))
+    allowed = [f"{place(live.files, folder)}/" for folder in ("tables", "metrics")]
+    # DuckDB asks for the pattern first and then for the file that it finds.
+    folders = ", ".join(quoted(path) for path in [*allowed, *map(glob_literal, allowed)])
     for setting in (
+        "TimeZone = 'UTC'",
         f"allowed_directories = [{folders}]",
         "enable_external_access = false",
         "python_enable_replacements = false",
         "lock_configuration = true",
     ):
         live.con.execute(f"SET {setting}")
-
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "''")

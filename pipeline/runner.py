@@ -80,12 +80,13 @@ class Runner:
         self.live.refresh(SOURCES)
 
     def run(self, names: Iterable[str]) -> dict[str, Counts]:
-        """Run stages by name, in this order. Raises StageFailed, UserError."""
-        return {name: self._run_stage(self._session.stage(name)) for name in names}
+        """Run stages that follow each other, by name and in order. Raises StageFailed, UserError."""
+        stages = [self._session.stage(name) for name in names]
+        if stages:
+            self._require_upstream(stages[0].name)
+        return {stage.name: self._run_stage(stage) for stage in stages}
 
     def _run_stage(self, stage: Stage, *, partial: bool = False) -> Counts:
-        if not partial:
-            self._require_upstream(stage)
         started = time.monotonic()
         pending = self.live.pending(stage.name)
         items = self.live.counts(stage.name).items_in
@@ -105,23 +106,23 @@ class Runner:
         """Run a map stage over what its upstream has committed so far, before the upstream's marker is there."""
         return self._run_stage(self._session.stage(name), partial=True)
 
-    def _require_upstream(self, stage: Stage) -> None:
-        above = self.live.upstream(stage.name)
-        assert above is not None
-        marker = self.live.marker(above)
-        if marker is None:
-            if above == SOURCES:
-                raise UserError(
-                    f"{self._session.files.root}: no inputs are listed. Name them: hicom ingest RUN INPUT..."
-                )
+    def _require_upstream(self, name: str) -> None:
+        """All stages before this one are done, with this config and these inputs. Raises UserError for the first."""
+        root = self._session.files.root
+        if self.live.marker(SOURCES) is None:
+            raise UserError(f"{root}: no inputs are listed. Name them: hicom ingest {root} INPUT...")
+        stages = [node for node in self.live.nodes if node != SOURCES]
+        for above in stages[: stages.index(name)]:
+            marker = self.live.marker(above)
+            if marker is None:
+                problem = "has not run with this config"
+            elif marker["input_fingerprint"] != self.live.input_fingerprint(above):
+                problem = "has not run since its own input changed"
+            else:
+                continue
             raise UserError(
-                f"{stage.name} needs {above}, which has not run with this config. "
-                f"Run `hicom {above} {self._session.files.root}` first, or all in order with `hicom run`."
-            )
-        if above != SOURCES and marker["input_fingerprint"] != self.live.input_fingerprint(above):
-            raise UserError(
-                f"{stage.name} needs {above}, whose own input has changed since it ran. "
-                f"Run `hicom {above} {self._session.files.root}` first, or all in order with `hicom run`."
+                f"{name} needs {above}, which {problem}. Run `hicom {above} {root}` first, "
+                f"or all in order with `hicom run --out {root}`."
             )
 
     def _run_map(self, stage: MapStage | TwoStepStage) -> None:
@@ -129,9 +130,11 @@ class Runner:
         task = self._task(stage)
         whole = stage.resources.batch_size
         for batch_size in (whole, max(1, whole // SMALLER), 1):
-            if not self.live.pending(name):
+            pending = self.live.pending(name)
+            if not pending:
                 break
             pointers = self.live.pointers(f"SELECT key FROM pending_{name}", stage.grain_in, task.tables_read)
+            assert pointers.num_rows == pending, f"{name}: {pending} items, but {pointers.num_rows} have their columns"
             if self._engine is None:
                 self._engine = self._make_engine()
             self._engine.run_map(

@@ -74,49 +74,57 @@ def open_session(
     Raises UserError when the folder is not there, is not a run folder, or differs from what is asked for.
     """
     files = open_files(out)
+    asked = parse_overrides(sets)
     recorded = read_run_file(files)
-    overrides = parse_overrides(sets)
     if recorded is None:
         if not create:
-            raise UserError(
-                f"{out} is not a run folder: it has no run.yaml. Make one with: hicom run INPUT --out {out}"
-            )
+            raise _no_run(out)
         _refuse_foreign(files, out)
         profile = profile or DEFAULT_PROFILE
-        return _session(files, profile, overrides, parse(load_profile(profile), overrides), None, accept)
-    asked = overrides
-    if profile is None:
-        config = parse(recorded["config"], asked)
-    else:
-        kept = recorded["overrides"] if profile == recorded["profile"] else {}
-        config = parse(load_profile(profile), {**kept, **asked})
+        return _session(files, profile, asked, parse(load_profile(profile), asked), {})
+    kept = recorded["overrides"] if profile in (None, recorded["profile"]) else {}
+    overrides = {**kept, **asked}
+    config = parse(recorded["config"], asked) if profile is None else parse(load_profile(profile), overrides)
+    session = _session(files, profile or recorded["profile"], overrides, config, recorded)
     if not accept:
-        _refuse_changed(recorded, config, asked)
-    return _session(files, profile or recorded["profile"], {**recorded["overrides"], **asked}, config, recorded, accept)
+        _refuse_changed(session.changed, asked)
+        _refuse_new_versions(recorded, session)
+    return session
+
+
+def read_session(out: str) -> Session:
+    """Open a run folder to look at what it holds. What it was made with counts, also when the program has changed
+    since. Raises UserError when the folder is not a run folder."""
+    files = open_files(out)
+    recorded = read_run_file(files)
+    if recorded is None:
+        raise _no_run(out)
+    config = parse(recorded["config"], {})
+    stages = tuple(config.stages())
+    prints = {stage.name: _fingerprint(recorded["stages"], stage.name) or "" for stage in stages}
+    return Session(files, config, stages, nodes(stages, prints), recorded, changed={}, recompute=())
 
 
 DEFAULT_PROFILE = "demo"
 """The only profile that runs on any machine, without weights."""
 
 
+def _no_run(out: str) -> UserError:
+    return UserError(f"{out} is not a run folder: it has no run.yaml. Make one with: hicom run INPUT --out {out}")
+
+
 def _session(
-    files: Files,
-    profile: str,
-    overrides: Mapping[str, Any],
-    config: RunConfig,
-    recorded: Mapping[str, Any] | None,
-    accept: bool,
+    files: Files, profile: str, overrides: Mapping[str, Any], config: RunConfig, recorded: Mapping[str, Any]
 ) -> Session:
+    """`recorded`: what run.yaml says; empty for a fresh folder."""
     stages = tuple(config.stages())
     prints = fingerprints(stages)
-    changed = _in_results(differences(recorded["config"], config.to_plain())) if recorded else {}
-    if recorded is not None and not accept:
-        _refuse_new_versions(recorded, stages, changed)
+    before = recorded.get("stages", {})
     record = {
         "profile": profile,
         "overrides": dict(overrides),
-        "inputs": (recorded or {}).get("inputs", []),
-        "limit": (recorded or {}).get("limit"),
+        "inputs": recorded.get("inputs", []),
+        "limit": recorded.get("limit"),
         "config": config.to_plain(),
         "stages": {
             stage.name: {
@@ -128,16 +136,20 @@ def _session(
         },
         "versions": versions(),
     }
-    before = (recorded or {}).get("stages", {})
     return Session(
         files=files,
         config=config,
         stages=stages,
         nodes=nodes(stages, prints),
         record=record,
-        changed=changed,
-        recompute=tuple(s.name for s in stages if before and before[s.name]["fingerprint"] != prints[s.name]),
+        changed=_in_results(differences(recorded["config"], config.to_plain())) if recorded else {},
+        recompute=tuple(s.name for s in stages if before and _fingerprint(before, s.name) != prints[s.name]),
     )
+
+
+def _fingerprint(recorded_stages: Mapping[str, Any], name: str) -> str | None:
+    fingerprint: str | None = recorded_stages.get(name, {}).get("fingerprint")
+    return fingerprint
 
 
 def nodes(stages: Sequence[Stage], prints: Mapping[str, str]) -> tuple[Node, ...]:
@@ -183,9 +195,8 @@ def _in_results(found: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, An
     return {path: both for path, both in found.items() if path.partition(".")[0] not in NOT_IN_RESULTS}
 
 
-def _refuse_changed(recorded: Mapping[str, Any], config: RunConfig, consented: Mapping[str, Any]) -> None:
-    found = _in_results(differences(recorded["config"], config.to_plain()))
-    left = {p: v for p, v in found.items() if not any(p == c or p.startswith(c + ".") for c in consented)}
+def _refuse_changed(changed: Mapping[str, tuple[Any, Any]], consented: Mapping[str, Any]) -> None:
+    left = {p: v for p, v in changed.items() if not any(p == c or p.startswith(c + ".") for c in consented)}
     if left:
         lines = [f"  {path}: the run has {old!r}, this command asks for {new!r}" for path, (old, new) in left.items()]
         raise UserError(
@@ -195,11 +206,11 @@ def _refuse_changed(recorded: Mapping[str, Any], config: RunConfig, consented: M
         )
 
 
-def _refuse_new_versions(recorded: Mapping[str, Any], stages: Sequence[Stage], changed: Mapping[str, Any]) -> None:
+def _refuse_new_versions(recorded: Mapping[str, Any], session: Session) -> None:
     """Stages whose code, prompts or models changed although their config did not."""
-    sections = {path.partition(".")[0] for path in changed}
+    sections = {path.partition(".")[0] for path in session.changed}
     lines = []
-    for stage in stages:
+    for stage in session.stages:
         before = recorded["stages"].get(stage.name, {})
         if before.get("version") != stage.version:
             lines.append(f"  {stage.name}: its version was {before.get('version')}, is now {stage.version}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
-import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
@@ -31,21 +32,19 @@ class TerminalReporter:
         self._bar: TaskID | None = None
 
     def opened(self, session: Session) -> None:
-        self._console.print(
-            f"run folder [bold]{escape(session.files.root)}[/], profile {escape(session.record['profile'])}"
-        )
+        self._line(f"run folder [bold]{escape(session.files.root)}[/], profile {escape(session.record['profile'])}")
         for path, (old, new) in session.changed.items():
-            self._console.print(f"changed: {escape(path)} was {escape(str(old))}, is now {escape(str(new))}")
+            self._line(f"changed: {escape(path)} was {escape(str(old))}, is now {escape(str(new))}")
         if session.recompute:
-            self._console.print(f"to be recomputed: {', '.join(session.recompute)}")
+            self._line(f"to be recomputed: {', '.join(session.recompute)}")
 
     def listed(self, rows: int, ignored: dict[str, int], no_longer: int) -> None:
-        self._console.print(f"inputs: {rows} source rows")
+        self._line(f"inputs: {rows} source rows")
         if ignored:
             kinds = ", ".join(f"{count} {escape(kind)}" for kind, count in sorted(ignored.items()))
-            self._console.print(f"ignored, not known as video: {kinds}")
+            self._line(f"ignored, not known as video: {kinds}")
         if no_longer:
-            self._console.print(
+            self._line(
                 f"{no_longer} source rows of earlier commands are not among these inputs: they stay stored and leave "
                 "the views. To keep them, name their inputs too."
             )
@@ -63,7 +62,11 @@ class TerminalReporter:
 
     def stage_ends(self, name: str, counts: Counts, seconds: float) -> None:
         self.close()
-        self._console.print(f"{name:>9}  {summary(counts)}  [dim]{seconds:.1f} s[/]", highlight=False)
+        self._line(f"{name:>9}  {summary(counts)}  [dim]{seconds:.1f} s[/]")
+
+    def _line(self, text: str) -> None:
+        """One line, however long: what is not a terminal takes no wrapping."""
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the live bar down."""
@@ -114,8 +117,17 @@ def plan(stages: Sequence[Stage]) -> Table:
         grain = stage.grain_in.value if stage.grain_in is stage.grain_out else f"{stage.grain_in} -> {stage.grain_out}"
         extra = stage.extra_tables if isinstance(stage, GlobalStage) else ()
         writes = " ".join((stage.name, *extra))
-        table.add_row(stage.name, _kind(stage), grain, " ".join(stage.reads), writes, _resources(stage))
+        table.add_row(stage.name, _kind(stage), grain, _reads(stage), writes, _resources(stage))
     return table
+
+
+def _reads(stage: Stage) -> str:
+    """The columns that a stage reads, a line for each table."""
+    columns: dict[str, list[str]] = {}
+    for column in stage.reads:
+        table, _, name = column.partition(".")
+        columns.setdefault(table, []).append(name)
+    return "\n".join(f"{table}: {' '.join(names)}" for table, names in columns.items())
 
 
 def _kind(stage: Stage) -> str:
@@ -146,53 +158,89 @@ def views(described: Mapping[str, str], columns: Mapping[str, Sequence[Column]])
     return table
 
 
-def relation(result: duckdb.DuckDBPyRelation, form: str, console: Console, output: str | None) -> None:
-    """Print a query's result, or write it to a file. Raises UserError for a format that does not fit."""
-    if form == "parquet":
-        if output is None:
-            raise UserError("--format parquet writes a file: add --output FILE.parquet")
-        pq.write_table(result.to_arrow_table(), output)
-        return
-    text = _FORMATS[form](result.columns, result.fetchall()) if form in _FORMATS else None
-    if text is None and form != "table":
+def check_form(form: str, output: str | None) -> None:
+    """Raises UserError for a form of output that is not known, or does not fit."""
+    if form not in ("table", "parquet", *_FORMATS):
         raise UserError(f"--format {form}: expected table, csv, json or parquet")
-    if text is None:
-        _table(result, console)
-    elif output is None:
-        console.file.write(text)
+    if form == "parquet" and output is None:
+        raise UserError("--format parquet writes a file: add --output FILE.parquet")
+    if form == "table" and output is not None:
+        raise UserError("--output writes csv, json or parquet: add --format csv")
+
+
+def result(rows: pa.Table, form: str, console: Console, output: str | None, limit: int | None = None) -> None:
+    """Print a query's result, or its first `limit` rows, or write it to a file.
+
+    Raises UserError for a file that cannot be written.
+    """
+    check_form(form, output)
+    left_out = rows.num_rows - limit if limit is not None else 0
+    rows = rows.slice(0, limit)
+    if output is not None:
+        _write(rows, form, output)
+    elif form == "table":
+        _table(rows, console)
+        if left_out > 0:
+            console.print(f"{left_out} more rows: --limit N prints N, --format csv all", highlight=False)
     else:
+        console.file.write(_FORMATS[form](rows))
+
+
+def _write(rows: pa.Table, form: str, output: str) -> None:
+    try:
+        if form == "parquet":
+            pq.write_table(rows, output)
+            return
         with open(output, "w", encoding="utf-8", newline="") as handle:
-            handle.write(text)
+            handle.write(_FORMATS[form](rows))
+    except OSError as err:
+        raise UserError(
+            f"--output {output}: {err.strerror or err}. Give a file in a folder that can be written."
+        ) from err
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _values(rows: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Rows as Python values, in the order of the columns. Two columns may have one name."""
+    return zip(*(column.to_pylist() for column in rows.columns), strict=True)
+
+
+def _csv(rows: pa.Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_flat(value) for value in row] for row in rows)
+    writer.writerow(rows.column_names)
+    writer.writerows([_flat(value) for value in row] for row in _values(rows))
     return out.getvalue()
 
 
-def _json(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    objects = [dict(zip(columns, row, strict=True)) for row in rows]
-    return json.dumps(objects, ensure_ascii=False, indent=1, default=str) + "\n"
+def _json(rows: pa.Table) -> str:
+    objects = [dict(zip(rows.column_names, row, strict=True)) for row in _values(rows)]
+    return json.dumps(objects, ensure_ascii=False, indent=1, default=_plain) + "\n"
 
 
 _FORMATS = {"csv": _csv, "json": _json}
 
 
 def _flat(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+    return json.dumps(value, ensure_ascii=False, default=_plain) if isinstance(value, (list, dict)) else value
 
 
-def _table(result: duckdb.DuckDBPyRelation, console: Console) -> None:
+def _plain(value: Any) -> Any:
+    """What JSON has no type for. A sum of whole numbers comes as a decimal."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)
+
+
+def _table(rows: pa.Table, console: Console) -> None:
     table = Table()
-    for name in result.columns:
+    for name in rows.column_names:
         table.add_column(escape(name), overflow="fold")
-    for row in result.fetchall():
+    for row in _values(rows):
         table.add_row(*("" if value is None else escape(_cell(value)) for value in row))
     console.print(table)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(_flat(value))
+    if isinstance(value, float):
+        return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
+    return str(_flat(value))

@@ -81,7 +81,7 @@ class Command:
         return printed
 
     def processes(self, kind: str = "all") -> list[int]:
-        """Processes of this command: all, decoder (guarded children), worker (Ray's, a stage's)."""
+        """Processes of this command: all, decoder (guarded children), and of Ray: worker, model, node (its raylet)."""
         return [pid for pid, line in _with_token(self.token) if _is_kind(kind, line)]
 
     def kill(self, kind: str = "all") -> int:
@@ -136,7 +136,11 @@ def _is_kind(kind: str, line: str) -> bool:
         case "decoder":
             return "guard_child" in line
         case "worker":
-            return "ray::" in line
+            return "ray::MapWorker" in line
+        case "model":
+            return "ray::_ModelActor" in line
+        case "node":
+            return "/raylet/raylet " in line
         case _:
             return True
 
@@ -160,7 +164,7 @@ class Tables:
 KEYS_OF = {name: next(c.name for c in reversed(cols) if c.name in set(Grain)) for name, cols in TABLES.items()}
 
 
-def read_tables(run: Path) -> Tables:
+def read_tables(run: Path | str) -> Tables:
     """All tables of a run folder through the views that users query, and the rejects."""
     con = open_query(open_session(str(run)))
     rows = {}
@@ -267,7 +271,7 @@ class Silent:
 
 
 def run_here(
-    out: Path, *inputs: Path, sets: Sequence[str] = (), stages: Sequence[str] = (), **other: Any
+    out: Path | str, *inputs: Path | str, sets: Sequence[str] = (), stages: Sequence[str] = (), **other: Any
 ) -> RunResult:
     """`hicom run` in this process, on the local engine."""
     request = RunRequest(

@@ -11,7 +11,7 @@ from rich.markup import escape
 from pipeline.commands import status
 from pipeline.demo.videos import write_demo_videos
 from pipeline.query import open_query
-from pipeline.session import open_session
+from pipeline.session import read_session
 from pipeline.show import funnel
 
 SAMPLES = 3
@@ -25,7 +25,7 @@ def prepare(folder: str) -> tuple[list[Path], str]:
 def tour(run: str, console: Console) -> None:
     """Print the funnel, a few clips with caption and pairs, and what to try next."""
     console.print(funnel(status(run)))
-    con = open_query(open_session(run))
+    con = open_query(read_session(run))
     clips = con.execute(
         "SELECT clip_id, source_key, start_s, end_s, category, caption FROM clips WHERE pairs > 0 "
         f"QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY start_s) = 1 ORDER BY source_key LIMIT {SAMPLES}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections import deque
@@ -90,12 +91,15 @@ class Attempts:
     def _make_room(self, nbytes: int) -> None:
         """Back-pressure: wait for the oldest answers until the frames in flight fit."""
         flight = self._in_flight
-        while flight and (
-            flight[0][1].done() or sum(n for n, _ in flight) + nbytes > self._task.limits.in_flight_bytes
-        ):
-            _, answer = flight.popleft()
-            if not answer.done():
-                _wait(answer)
+        while flight:
+            answer = flight[0][1]
+            done = answer.done()
+            if not done and sum(n for n, _ in flight) + nbytes <= self._task.limits.in_flight_bytes:
+                return
+            flight.popleft()
+            if not done:
+                with contextlib.suppress(Exception):  # its own item meets the same error when it ends
+                    answer.result()
 
     def _settle(self, job: Job, work: Callable[[], Output]) -> ItemResult:
         while True:
@@ -155,10 +159,3 @@ class Attempts:
 
     def _key(self, job: Job) -> str:
         return str(job.row[self._stage.grain_in.value])
-
-
-def _wait(answer: Answer) -> None:
-    try:
-        answer.result()
-    except Rejected:
-        return  # its item meets the same error when it ends

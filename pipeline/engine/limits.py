@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from pipeline.media.guard import MEMORY_MB, Deadline
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class EngineConfig:
@@ -16,16 +18,15 @@ class EngineConfig:
     """A worker commits when the results it holds reach this many bytes (before compression)."""
     part_seconds: float = Field(default=20.0, gt=0)
     """A worker commits when its oldest uncommitted result is this old: what a kill can lose."""
-    in_flight_bytes: int = Field(default=64 << 20, ge=1)
+    in_flight_bytes: int = Field(default=32 << 20, ge=1)
     """Bytes of frames of one worker that may wait for a model at once."""
-    decode_memory_mb: int = Field(default=4096, ge=64)
+    decode_memory_mb: int = Field(default=MEMORY_MB, ge=64)
     """Memory the guarded decoder process may take beyond what it starts with, MiB."""
-    deadline_base_s: float = Field(default=60.0, gt=0)
+    deadline_base_s: float = Field(default=Deadline.base_s, gt=0)
     """Seconds every guarded job gets."""
-    deadline_per_media_s: float = Field(default=3.0, ge=0)
-    """Further seconds a guarded job gets for each second of media: a decoder slower than a third of real time is
-    taken for hung."""
-    unknown_media_s: float = Field(default=36_000.0, ge=0)
-    """Length assumed for the deadline when the container states none, seconds: ten hours."""
+    deadline_per_media_s: float = Field(default=Deadline.per_media_s, ge=0)
+    """Further seconds a guarded job gets for each second of media."""
+    unknown_media_s: float = Field(default=Deadline.unknown_media_s, ge=0)
+    """Length assumed for the deadline when the container states none, seconds."""
     max_workers: int = Field(default=0, ge=0)
     """Most workers of one stage; 0: as many as the cluster's cores hold."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.engine.task import Answer, MapTask, Progress
 from pipeline.engine.worker import StageWorker
-from pipeline.stage import Chunk, Model, Retryable, TwoStepStage
+from pipeline.stage import Chunk, Model, TwoStepStage
 
 
 class LocalEngine:
@@ -49,6 +48,8 @@ class LocalModel:
         return _LocalAnswer(asyncio.run_coroutine_threadsafe(_infer(self._model, chunk), self._loop))
 
     def close(self) -> None:
+        """End the loop, and whatever a stage that failed left unanswered."""
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -58,15 +59,19 @@ async def _infer(model: Model, chunk: Chunk) -> Chunk:
     return await model.infer(chunk)
 
 
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 class _LocalAnswer:
-    def __init__(self, future: concurrent.futures.Future[Any]) -> None:
+    def __init__(self, future: concurrent.futures.Future[Chunk]) -> None:
         self._future = future
 
     def done(self) -> bool:
         return self._future.done()
 
     def result(self) -> Chunk:
-        answer = self._future.result()
-        if not isinstance(answer, Chunk):
-            raise Retryable("engine_error", f"the model answered {type(answer).__name__}, expected a Chunk")
-        return answer
+        return self._future.result()

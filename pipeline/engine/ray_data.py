@@ -7,13 +7,15 @@ with it and nothing more: Ray's own retries are off, and the caller sees from th
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import os
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,22 @@ class _RayWorker:
             yield _row(failure=("defect", err.message, err.trace))
 
 
-def _row(tally: Tally | None = None, failure: tuple[str, str, str] = ("", "", "")) -> dict[str, list[Any]]:
+Failure = tuple[str, str, str]
+"""An exception on its way to the driver: kind, message, trace."""
+NO_FAILURE: Failure = ("", "", "")
+
+
+def _raise_if(failure: Sequence[str]) -> None:
+    kind, message, trace = failure
+    if kind == "user":
+        raise UserError(message)
+    if kind == "lock":
+        raise LockLost(message)
+    if kind == "defect":
+        raise StageFailed(message, trace)
+
+
+def _row(tally: Tally | None = None, failure: Failure = NO_FAILURE) -> dict[str, list[Any]]:
     tally = tally or Tally()
     return {
         "items": [tally.items],
@@ -127,13 +144,7 @@ def _row(tally: Tally | None = None, failure: tuple[str, str, str] = ("", "", ""
 
 
 def _read_tally(row: dict[str, Any]) -> Tally:
-    kind, message, trace = row["failure"]
-    if kind == "user":
-        raise UserError(message)
-    if kind == "lock":
-        raise LockLost(message)
-    if kind == "defect":
-        raise StageFailed(message, trace)
+    _raise_if(row["failure"])
     return Tally(row["items"], row["rows"], Counter(row["reasons"]), row["frames_decoded"])
 
 
@@ -141,16 +152,24 @@ class _ModelActor:
     """Loads a stage's model once and answers many callers at a time."""
 
     def __init__(self, stage: TwoStepStage) -> None:
-        self._model = stage.load_model()
+        self._failure = NO_FAILURE
+        try:
+            self._model = stage.load_model()
+        except UserError as err:  # told by `ready`: an exception would arrive as Ray's own kind
+            self._failure = ("user", str(err), "")
+        except Exception as err:
+            message = f"stage {stage.name}: its model did not load: {type(err).__name__}: {err}"
+            self._failure = ("defect", message, traceback.format_exc())
 
     async def infer(self, chunk: Chunk) -> Chunk | tuple[str, bool, str]:
         try:
             return await self._model.infer(chunk)
-        except Rejected as err:  # told as a value: an exception would arrive as Ray's own kind
+        except Rejected as err:  # told as a value, for the same reason
             return err.reason, isinstance(err, Retryable), err.detail
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> Failure:
+        """Why the model did not load, if it did not."""
+        return self._failure
 
 
 class _RayModels:
@@ -178,6 +197,8 @@ class _RayAnswer:
             answer = ray.get(self._ref)
         except ray.exceptions.RayActorError as err:
             raise Retryable("engine_error", f"the model's process died: {err}") from err
+        except ray.exceptions.RayTaskError as err:  # a defect of the model, as it was raised there
+            raise err.cause from err
         if isinstance(answer, Chunk):
             return answer
         reason, retry, detail = answer
@@ -185,7 +206,7 @@ class _RayAnswer:
 
 
 def _start_models(task: MapTask) -> list[Any]:
-    """One actor per replica. Raises StageFailed with the model's own words when one does not load."""
+    """One actor per replica. Raises UserError or StageFailed with the model's own words when one does not load."""
     resources = task.stage.resources
     remote: Any = ray.remote(_ModelActor)
     actor = remote.options(
@@ -198,10 +219,11 @@ def _start_models(task: MapTask) -> list[Any]:
     )
     actors: list[Any] = [actor.remote(task.stage) for _ in range(resources.model_replicas)]
     try:
-        ray.get([a.ready.remote() for a in actors])
+        failures = ray.get([a.ready.remote() for a in actors])
     except ray.exceptions.RayActorError as err:
-        cause = err.__cause__ or err
-        raise StageFailed(f"stage {task.stage.name}: its model did not load: {cause}", str(err)) from err
+        raise StageFailed(f"stage {task.stage.name}: the process that loads its model died", str(err)) from err
+    for failure in failures:
+        _raise_if(failure)
     return actors
 
 
@@ -230,8 +252,22 @@ def _init(address: str | None) -> None:
         paths = dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
     try:
-        ray.init(address=address, **options)
+        with _silent_stderr():  # Ray's core announces the log level itself, past every logger
+            ray.init(address=address, **options)
     except ConnectionError as err:
         raise UserError(
             f"no Ray cluster at {address}: {err}. Start one with `ray start --head`, or leave --address out."
         ) from err
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing that this process's libraries write to file descriptor 2 shows. Exceptions still tell what failed."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -32,13 +32,20 @@ class StageWorker:
     def process(self, pointers: pa.Table) -> Iterator[Tally]:
         """Work on a batch and yield a tally after each commit.
 
-        Raises StageFailed naming the item, UserError, LockLost.
+        Raises StageFailed naming the item, UserError, LockLost; what was finished before is committed first.
         """
         held = _Held(self._task)
-        for result in self._results(self._rows(pointers)):
-            held.add(result)
-            if held.full():
+        try:
+            for result in self._results(self._rows(pointers)):
+                held.add(result)
+                if held.full():
+                    yield held.commit()
+        except (StageFailed, UserError):
+            if held.results:
                 yield held.commit()
+            raise
+        finally:
+            self._work.drop_scratch()
         if held.results:
             yield held.commit()
 
@@ -56,11 +63,8 @@ class StageWorker:
         except (UserError, LockLost, StageFailed):
             raise
         except Exception as err:  # a defect of a stage must name its item, whatever it is
-            grain = self._task.stage.grain_in.value
-            raise StageFailed(
-                f"stage {self._task.stage.name} failed on {grain} {self._now.get(grain)}: {type(err).__name__}: {err}",
-                traceback.format_exc(),
-            ) from err
+            key = self._now.get(self._task.stage.grain_in.value)
+            raise _failed(self._task, f"on {key}" if key else "reading its input", err) from err
 
     def _two_steps(self, rows: Iterator[Row]) -> Iterator[ItemResult]:
         """Prepare the next items while the model works on those before."""
@@ -84,6 +88,7 @@ class StageWorker:
         """The items' rows: their key and the columns that the stage reads."""
         grain = self._task.stage.grain_in.value
         for start in range(0, pointers.num_rows, READ_AHEAD):
+            self._now = {}
             batch = pointers.slice(start, READ_AHEAD).to_pydict()
             rows: list[Row] = [{grain: key} for key in batch["key"]]
             for table in self._task.tables_read:
@@ -115,15 +120,27 @@ class _Held:
         return self._bytes >= limits.part_bytes or time.monotonic() - self._since >= limits.part_seconds
 
     def commit(self) -> Tally:
-        self._task.writer.commit(self.results)
-        tally = Tally(
-            items=len(self.results),
-            rows=sum(len(r.rows) for r in self.results),
-            rejected=Counter(reject["reason"] for r in self.results for reject in r.rejects),
-            frames_decoded=sum((r.metrics or {}).get("frames_decoded") or 0 for r in self.results),
+        """Commit what is held; nothing is held afterwards, whether that succeeds or not."""
+        results, self.results, self._bytes = self.results, [], 0
+        try:
+            self._task.writer.commit(results)
+        except (UserError, LockLost):
+            raise
+        except Exception as err:  # rows that do not fit the table, a disk that fails: not a dead worker
+            raise _failed(self._task, "writing its rows", err) from err
+        return Tally(
+            items=len(results),
+            rows=sum(len(r.rows) for r in results),
+            rejected=Counter(reject["reason"] for r in results for reject in r.rejects),
+            frames_decoded=sum((r.metrics or {}).get("frames_decoded") or 0 for r in results),
         )
-        self.results, self._bytes = [], 0
-        return tally
+
+
+def _failed(task: MapTask, where: str, err: Exception) -> StageFailed:
+    """A defect of the stage as the user sees it. Call while the error is handled: its trace is kept."""
+    return StageFailed(
+        f"stage {task.stage.name} failed {where}: {type(err).__name__}: {err}", trace=traceback.format_exc()
+    )
 
 
 def _size(value: Any) -> int:

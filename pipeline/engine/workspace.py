@@ -50,11 +50,15 @@ class EngineWorkspace:
             self._scratch = tempfile.mkdtemp(prefix="hicom-")
         return self._scratch
 
+    def drop_scratch(self) -> None:
+        """Remove the scratch folder. After each batch: a cluster ends its workers without asking them."""
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+
     def close(self) -> None:
         """End the decoder's child process and remove the scratch folder."""
         if self._guard is not None:
             self._guard.close()
             self._guard = None
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
+        self.drop_scratch()

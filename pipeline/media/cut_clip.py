@@ -79,11 +79,13 @@ def measure(written: Written) -> dict[str, Any]:
     """
     wanted, time_base = written.wanted, written.time_base
     held = _decode(wanted.path)
-    slack = held.time_base / time_base / 2  # below one tick unless the clip's clock is the coarser one
-    expected = _run_of(wanted.pts, [written.origin_pts + time_s / time_base for time_s in held.times_s], slack)
+    ticks = [written.origin_pts + time_s / time_base for time_s in held.times_s]
+    first = bisect_left(wanted.pts, ticks[0])
+    if ticks != list(wanted.pts[first : first + len(ticks)]):
+        raise CutFailed(f"the {len(ticks)} frames of the file are not an unbroken run of the shot's {len(wanted.pts)}")
     return {
-        "start_error_s": float((expected[0] - wanted.pts[0]) * time_base),
-        "end_error_s": float((wanted.pts[-1] - expected[-1]) * time_base),
+        "start_error_s": float((ticks[0] - wanted.pts[0]) * time_base),
+        "end_error_s": float((wanted.pts[-1] - ticks[-1]) * time_base),
         "clip_frames": len(held.times_s),
         "clip_width": held.width,
         "clip_height": held.height,
@@ -97,7 +99,6 @@ class _Held:
     """What decodes from a clip's file."""
 
     times_s: list[Fraction]
-    time_base: Fraction
     width: int
     height: int
 
@@ -122,16 +123,7 @@ def _decode(path: str) -> _Held:
     if not times_s or decoder.errors:
         raise CutFailed(f"{len(times_s)} frames of the file decode, with {decoder.errors} errors")
     width, height = size[::-1] if turns % 2 else size
-    return _Held(times_s, decoder.time_base, width, height)
-
-
-def _run_of(pts: Sequence[int], ticks: Sequence[Fraction], slack: Fraction) -> Sequence[int]:
-    """The part of a shot's times that these are, each within `slack`."""
-    first = bisect_left(pts, ticks[0] - slack)
-    expected = pts[first : first + len(ticks)]
-    if len(expected) != len(ticks) or any(abs(e - t) > slack for e, t in zip(expected, ticks, strict=True)):
-        raise CutFailed(f"the {len(ticks)} frames of the file are not an unbroken run of the shot's {len(pts)}")
-    return expected
+    return _Held(times_s, width, height)
 
 
 def _sha256(path: str) -> str:

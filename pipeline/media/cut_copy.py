@@ -121,9 +121,7 @@ class _Copy:
             self._stream = self._output.add_stream_from_template(template, opaque=True)
             if template.codec_context.name == "hevc":
                 self._stream.codec_tag = "hvc1"  # the tag that every player takes
-        if packet.is_discard:
-            self._give_up("an edit list hides frames inside the shot")
-        elif pts >= self._origin_pts:  # else it leads into an open group of pictures
+        if pts >= self._origin_pts:  # else it leads into an open group of pictures
             packet.pts, packet.dts = pts - self._origin_pts, dts - self._origin_pts
             packet.stream = self._stream
             self._output.mux(packet)

@@ -1,9 +1,9 @@
 """Clips by exact re-encode: a shot's very frames as H.264 yuv420p in MP4, the source decoded once for all its shots.
 
-Frame times and the pixel aspect are kept; what becomes of the pixels is said in cut_pictures.py. There are no B-frames
-(files are 10 to 20% larger and made a quarter faster): decode order is display order, so that every frame's duration is
-right under a variable frame rate, and no reader needs an edit list. One encoder thread and no version strings: the
-same source gives the same bytes.
+Frame times and the pixel aspect are kept; what becomes of the pixels is said in cut_pictures.py. There are no B-frames:
+decode order is display order, so that every frame's duration is right under a variable frame rate, and no reader needs
+an edit list to start or seek right (measured at one crf: files 0 to 46% larger, made a quarter faster). One encoder
+thread and no version strings: the same source gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-
-FINEST_TICKS_PER_S = 1_000_000
-"""A clip runs on the source's clock up to this fineness; a finer one is rounded to ROUNDED_TIME_BASE, because MP4
-keeps a frame's duration in 32 bits."""
-ROUNDED_TIME_BASE = Fraction(1, 90_000)
 
 X264_PARAMS = "threads=1:sliced-threads=0:cpu-independent=1"
 """The same bytes on every machine with the same x264."""
@@ -178,10 +173,8 @@ class _Encoder:
         import av
         from av.codec.context import Flags
 
-        self._time_base = _clip_time_base(source.time_base)
-        self._ticks = source.time_base / self._time_base  # of the clip's clock in one of the source's
+        self._time_base = source.time_base
         self._origin_pts = wanted.pts[0]
-        self._last = -1
         self._pictures = Pictures(first)
         self._output = av.open(wanted.path, "w", format="mp4", container_options=MUXER_OPTIONS)
         options = {"crf": str(quality.crf), "preset": quality.preset, "bf": "0", "x264-params": X264_PARAMS}
@@ -195,11 +188,9 @@ class _Encoder:
 
     def add(self, frame: VideoFrame, pts: int, end_pts: int) -> None:
         """A frame of the source, when it shows and when it makes way, ticks of the source's clock."""
-        start, end = (round((t - self._origin_pts) * self._ticks) for t in (pts, end_pts))
         picture = self._pictures.picture(frame)
-        picture.pts = self._last = max(start, self._last + 1)
-        picture.duration = max(1, end - picture.pts)
         picture.time_base = self._time_base
+        picture.pts, picture.duration = pts - self._origin_pts, end_pts - pts
         self._write(self._stream.encode(picture))
 
     def finish(self) -> None:
@@ -219,7 +210,3 @@ class _Encoder:
             for bare in self._no_banner.filter(packet):
                 bare.stream = self._stream
                 self._output.mux(bare)
-
-
-def _clip_time_base(source: Fraction) -> Fraction:
-    return source if source.denominator <= FINEST_TICKS_PER_S else ROUNDED_TIME_BASE

@@ -32,24 +32,28 @@ to 1: the claim may count sound that goes on after the last picture."""
 
 
 class Decoder:
-    """Decodes one stream. Iterate once; `seek` starts over elsewhere.
+    """Decodes one stream. Iterate once; `seek` first to begin elsewhere than at the start.
 
-    After the iteration: `frames` decoded, `errors` (packets that did not decode; a stream cut short counts one),
-    `mended` timestamps, `end_pts`.
+    While and after iterating: `frames` decoded, `errors`, `mended` timestamps. An error is a packet that did not
+    decode or was read damaged, a frame that the decoder had to patch up (what follows it is often unusable), and a
+    stream cut short. After it: `end_pts`, the end of the last frame, None when no frame decoded.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._container = container
         self._stream = stream
         self.time_base: Fraction = stream.time_base or Fraction(1, 1_000_000)
-        self._second = max(1, round(1 / self.time_base))
         rate = stream.average_rate
         self._usual_step = max(1, round(1 / (rate * self.time_base))) if rate else 1
+        self._times = _Times(self._usual_step, second=max(1, round(1 / self.time_base)))
         self.frames = 0
         self.errors = 0
-        self.mended = 0
         self.end_pts: int | None = None
         self._from_start = True
+
+    @property
+    def mended(self) -> int:
+        return self._times.mended
 
     def seek(self, pts: int) -> None:
         """Go to the last key frame at or before a time. Raises av.FFmpegError when the container cannot."""
@@ -61,46 +65,19 @@ class Decoder:
 
         Raises Retryable `decode_failed` when the storage fails while reading.
         """
-        before: int | None = None  # time of the frame before the held one
-        held: VideoFrame | None = None
-        held_pts = first_pts = 0
-        offset = 0  # added to the stream's timestamps since it started anew
+        times, held = self._times, None
         for frame in self._decoded():
-            pts = frame.pts
-            if pts is None:
-                pts = self._missing(frame, None if held is None else held_pts)
-            else:
-                pts += offset
-            if held is None:
-                held, held_pts = frame, pts
-                continue
-            if pts <= held_pts:
-                self.mended += 1
-                if pts < held_pts and (before is None or pts > before):
-                    held_pts, pts = pts, held_pts
-                elif held_pts - pts > self._second:
-                    restart = held_pts + (frame.duration or self._usual_step)
-                    offset += restart - pts
-                    pts = restart
-                else:
-                    pts = held_pts + 1
-            if before is None:
-                first_pts = held_pts
-            yield held, held_pts
-            before, held, held_pts = held_pts, frame, pts
-        if held is None:
-            return
-        yield held, held_pts
-        average = (held_pts - first_pts) // (self.frames - 1) if self.frames > 1 and before is not None else 0
-        self.end_pts = held_pts + (held.duration or average or self._usual_step)
-        if self._from_start and self._cut_short(self.end_pts - first_pts):
+            settled = times.add(frame)
+            if held is not None:
+                yield held, settled
+            held = frame
+        length = 0
+        if held is not None:
+            yield held, times.last
+            self.end_pts = times.last + (held.duration or times.average_step() or self._usual_step)
+            length = self.end_pts - times.first
+        if self._from_start and self._cut_short(length):
             self.errors += 1
-
-    def _missing(self, frame: VideoFrame, last: int | None) -> int:
-        self.mended += 1
-        if frame.dts is not None and (last is None or frame.dts > last):
-            return frame.dts
-        return 0 if last is None else last + (frame.duration or self._usual_step)
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Every frame that decodes, past packets that do not."""
@@ -114,8 +91,12 @@ class Decoder:
                     raise
                 self.errors += 1
                 continue
+            if packet is not None and packet.is_corrupt:
+                self.errors += 1
             self.frames += len(decoded)
-            yield from decoded
+            for frame in decoded:
+                self.errors += frame.is_corrupt
+                yield frame
 
     def _packets(self) -> Iterator[Packet[VideoStream] | None]:
         """Packets up to the end or to the first that cannot be read. The last (empty, or None) flushes the decoder."""
@@ -143,5 +124,53 @@ class Decoder:
                 return True
             if last.size:  # an index of packets, not of clusters, and all of it is there
                 return False
+        if self.errors:  # that is where the rest went
+            return False
         claimed = claimed_duration(self._container, self._stream)
         return claimed is not None and decoded_ticks * self.time_base < claimed * _CUT_SHORT_SHARE
+
+
+class _Times:
+    """The timestamps of frames in display order, mended as the module's text says."""
+
+    def __init__(self, usual_step: int, second: int) -> None:
+        self._usual_step = usual_step
+        self._second = second
+        self._count = 0
+        self._before = 0  # the time of the frame before the last one
+        self._offset = 0  # added to the stream's timestamps since it started anew
+        self.first = 0
+        self.last = 0
+        self.mended = 0
+
+    def add(self, frame: VideoFrame) -> int:
+        """Take in a frame; the time of the frame before it (meaningless for the first), which is now settled."""
+        pts = frame.pts + self._offset if frame.pts is not None else self._missing(frame)
+        if self._count and pts <= self.last:
+            pts = self._mend(pts, frame)
+        settled, self._before, self.last = self.last, self.last, pts
+        if self._count < 2:
+            self.first = pts if self._count == 0 else settled
+        self._count += 1
+        return settled
+
+    def average_step(self) -> int:
+        return (self.last - self.first) // (self._count - 1) if self._count > 1 else 0
+
+    def _missing(self, frame: VideoFrame) -> int:
+        self.mended += 1
+        if frame.dts is not None and (self._count == 0 or frame.dts > self.last):
+            return frame.dts
+        return self.last + (frame.duration or self._usual_step) if self._count else 0
+
+    def _mend(self, pts: int, frame: VideoFrame) -> int:
+        """A time for a frame whose timestamp is not after the last one; may move the last one."""
+        self.mended += 1
+        if pts < self.last and (self._count == 1 or pts > self._before):
+            pts, self.last = self.last, pts
+            return pts
+        if self.last - pts > self._second:
+            restart = self.last + (frame.duration or self._usual_step)
+            self._offset += restart - pts
+            return restart
+        return self.last + 1

@@ -29,6 +29,8 @@ from pipeline.stage import Chunk, Rejected, Retryable
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from pipeline.media.guard_child import main; main()"
 _PIPE_BYTES = 1 << 20
 _STDERR_TAIL_BYTES = 2000
+MEMORY_MB = 4096
+"""Memory a job may take beyond the child's libraries, MiB."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class Deadline:
 
     base_s: float = 60.0
     """For any job, however short the media."""
-    per_media_s: float = 10.0
-    """More for every second of media."""
-    unknown_media_s: float = 600.0
-    """The length to reckon with when the media's is unknown, seconds."""
+    per_media_s: float = 3.0
+    """More for every second of media: a decoder slower than a third of real time is taken for hung."""
+    unknown_media_s: float = 36_000.0
+    """The length to reckon with when the media's is unknown, seconds: ten hours."""
     max_media_s: float = 86_400.0
     """The longest length to reckon with, seconds: containers claim absurd ones."""
 
@@ -81,10 +83,6 @@ class _Child:
         _widen_pipe(self._stdout.fileno())
         self._poll = select.poll()
         self._poll.register(self._stdout.fileno(), select.POLLIN)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -154,7 +152,9 @@ class _Child:
 class Guard:
     """Runs jobs of `pipeline.media.guard_child.JOBS`, one at a time. Close it when done (or use `with`)."""
 
-    def __init__(self, memory_mb: int = 2048, deadline: Deadline | None = None, scratch_dir: str | None = None) -> None:
+    def __init__(
+        self, memory_mb: int = MEMORY_MB, deadline: Deadline | None = None, scratch_dir: str | None = None
+    ) -> None:
         """`memory_mb`: what a job may use beyond the child's libraries, MiB. `scratch_dir`: for the child's stderr."""
         self._memory_mb = memory_mb
         self._deadline = deadline or Deadline()

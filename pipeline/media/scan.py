@@ -64,7 +64,7 @@ def scan(
             if part.full:
                 yield part.take()
         if frame is None or first_pts is None or decoder.end_pts is None:
-            raise Rejected("decode_failed", f"no frame decodes; {decoder.errors} packets failed")
+            raise Rejected("decode_failed", f"no frame decodes ({decoder.errors} errors; a file cut short is one)")
         if not on_grid:
             part.add_picture(index, frame)
         yield part.take(

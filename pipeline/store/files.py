@@ -291,15 +291,25 @@ class RemoteFiles(Files):
         return None
 
     def list(self, prefix: str) -> Paths:
-        folder = self._path(prefix) + "/"
-        start = len(self._base) + 1
-        with _remote_errors(self.root), suppress(FileNotFoundError):
-            # s3fs may name the folder itself, when a first file comes into it at this moment.
-            return sorted(name[start:] for name in self.fs.find(folder) if name.startswith(folder) and name != folder)
-        return []
+        return sorted(self.list_sizes(prefix))
 
     def list_temporary(self) -> Paths:
         return []
+
+    def list_sizes(self, prefix: str) -> dict[str, int]:
+        """Files as `list` finds them, with their sizes in bytes."""
+        folder = self._path(prefix) + "/"
+        start = len(self._base) + 1
+        with _remote_errors(self.root), suppress(FileNotFoundError):
+            found = self.fs.find(folder, detail=True)
+            # s3fs may name the folder itself, when a first file comes into it at this moment.
+            return {n[start:]: int(i["size"]) for n, i in found.items() if n.startswith(folder) and n != folder}
+        return {}
+
+    def get_range(self, relative: str, start: int, end: int) -> bytes:
+        """Bytes of an object from start to end, exclusive. Raises FileNotFoundError."""
+        with _remote_errors(self.root):
+            return bytes(self.fs.cat_file(self._path(relative), start=start, end=end))
 
     def size(self, relative: str) -> int | None:
         with _remote_errors(self.root), suppress(FileNotFoundError):
@@ -350,7 +360,9 @@ def _remote_errors(root: str, *, writes: bool = False) -> Iterator[None]:
 
 
 def open_files(root: str) -> Files:
-    """The run folder's files: a local folder, or any URL that fsspec knows."""
+    """The run folder's files: a local folder, or any URL that fsspec knows. Raises UserError for a name that is not."""
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in root):
+        raise UserError(f"run folder {root!r}: its name is not UTF-8, and no table could hold it. Choose another.")
     for scheme in ("file://", "local://"):
         root = root.removeprefix(scheme)
     return RemoteFiles(root) if "://" in root else LocalFiles(str(Path(root).absolute()))

@@ -31,7 +31,17 @@ def read_run_file(files: Files) -> dict[str, Any] | None:
             f"{files.url(RUN_FILE)} has run folder format {run['format']}, this program reads {FORMAT}. "
             "Use the version that made it, or start with a new --out."
         )
+    wrong = [name for name, kind in _HOLDS.items() if not isinstance(run.get(name), kind)]
+    if wrong:
+        raise UserError(
+            f"{files.url(RUN_FILE)} is not whole: {', '.join(wrong)} missing or of another kind. "
+            "Restore it, or start with a new --out."
+        )
     return dict(run)
+
+
+_HOLDS = {"profile": str, "overrides": dict, "inputs": list, "config": dict, "stages": dict, "versions": dict}
+"""What a run file must hold, in the order in which it is written."""
 
 
 def write_run_file(files: Files, run: Mapping[str, Any]) -> None:

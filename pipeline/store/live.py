@@ -24,6 +24,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.records import TABLES, Column, Grain, to_schema
+from pipeline.stage import UserError
 from pipeline.store.files import Files, RemoteFiles
 
 AMENDMENT = "amend-"
@@ -83,8 +84,7 @@ class Live:
 
     def marker(self, name: str) -> dict[str, Any] | None:
         """The stage's marker, if it was written under the present fingerprint."""
-        body = self.files.get(f"markers/{name}.json")
-        marker = json.loads(body) if body else None
+        marker = _read_marker(self.files.get(f"markers/{name}.json"))
         return marker if marker and marker["fingerprint"] == self.nodes[name].fingerprint else None
 
     def parts(self, name: str) -> list[str]:
@@ -158,10 +158,13 @@ class Live:
             return
         numbered = {"file": range(len(paths)), "part": paths, "rank": ranks}
         con.register("own_parts", pa.table({k: pa.array(v, _PARTS.field(k).type) for k, v in numbered.items()}))
-        con.execute(
-            f"CREATE OR REPLACE TABLE {table} AS SELECT {columns}, file_row_number AS row, p.file, p.rank, p.part "
-            f"FROM {parquet_sql(self.files, paths)} r JOIN own_parts p ON p.file = r.file_index"
-        )
+        try:
+            con.execute(
+                f"CREATE OR REPLACE TABLE {table} AS SELECT {columns}, file_row_number AS row, p.file, p.rank, p.part "
+                f"FROM {parquet_sql(self.files, paths)} r JOIN own_parts p ON p.file = r.file_index"
+            )
+        except duckdb.Error as err:
+            raise damaged(self.files, err) from err
         con.unregister("own_parts")
 
     def scan_sql(self, name: str) -> str:
@@ -271,6 +274,29 @@ _WINNERS = (
 )
 
 
+_MARKER = {"stage", "fingerprint", "input_fingerprint"}
+"""What every marker holds."""
+
+
+def _read_marker(body: bytes | None) -> dict[str, Any] | None:
+    """A marker; None when there is none, or one that cannot be read: then the stage counts as not finished, and what
+    is committed of it still stands."""
+    try:
+        marker = json.loads(body or b"null")
+    except ValueError:
+        return None
+    return marker if isinstance(marker, dict) and marker.keys() >= _MARKER else None
+
+
+def damaged(files: Files, err: duckdb.Error) -> UserError:
+    """A part that is missing or is not Parquet, in words. DuckDB names the file in its first line."""
+    return UserError(
+        f"{files.root}: a file of this run folder cannot be read: {str(err).splitlines()[0]}. Restore it. Or remove "
+        "it, and of a stage that sees the whole set (sources, select, export) its file in markers/ too: the same "
+        "command with its inputs then computes again what was in it."
+    )
+
+
 def _beside(path: str, folder: str) -> str:
     """The file of the same part in another of the three folders."""
     return f"{folder}/{path.partition('/')[2]}"
@@ -283,15 +309,31 @@ def connect(files: Files) -> duckdb.DuckDBPyConnection:
     con = duckdb.connect(config={"preserve_insertion_order": False, "temp_directory": spill})
     con.execute("SET enable_progress_bar = false")
     if isinstance(files, RemoteFiles):
-        con.register_filesystem(files.fs)
+        from pipeline.store.remote_parts import RemoteParts
+
+        con.register_filesystem(RemoteParts(files))
     return con
 
 
 def parquet_sql(files: Files, paths: Sequence[str]) -> str:
-    """SQL that reads parts as one table, with file_row_number. DuckDB takes `*?[` in a path for a pattern."""
-    literal = ("".join(f"[{c}]" if c in "*?[" else c for c in files.url(path)) for path in paths)
-    urls = ", ".join("'" + url.replace("'", "''") + "'" for url in literal)
-    return f"read_parquet([{urls}], file_row_number = true)"
+    """SQL that reads parts as one table, with file_row_number."""
+    places = ", ".join(quoted(glob_literal(place(files, path))) for path in paths)
+    return f"read_parquet([{places}], file_row_number = true)"
+
+
+def place(files: Files, path: str) -> str:
+    """What DuckDB calls a file or folder of the run folder."""
+    return f"parts://{path}" if isinstance(files, RemoteFiles) else files.url(path)
+
+
+def glob_literal(path: str) -> str:
+    """A pattern that fits this path alone: DuckDB takes `*?[` in a path for a pattern."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in path)
+
+
+def quoted(text: str) -> str:
+    """A text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def empty_sql(columns: Sequence[Column]) -> str:

@@ -116,6 +116,10 @@ class Lock:
         ).encode()
 
 
+_HOLDER = {"host", "machine", "pid", "started", "heartbeat", "released"}
+"""What is read of a lock; one that lacks any was cut short."""
+
+
 def _path(number: int) -> str:
     return f"lock/{number:08d}.json"
 
@@ -133,7 +137,7 @@ def _current(files: Files) -> tuple[int, dict[str, Any] | None]:
         holder = json.loads(files.get(names[-1]) or b"{}")
     except ValueError:
         return number, None
-    held = isinstance(holder, dict) and holder.get("released") is False
+    held = isinstance(holder, dict) and holder.keys() >= _HOLDER and holder["released"] is False
     return number, holder if held else None
 
 

@@ -14,6 +14,7 @@ processes with the same $HICOM_TEST_TOKEN: the driver, its workers and their chi
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import json
@@ -79,7 +80,12 @@ def kill_self() -> NoReturn:
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     """Replace owner.name by a function that gets the original first."""
     original = getattr(owner, name)
-    setattr(owner, name, lambda *args, **kwargs: around(original, *args, **kwargs))
+
+    @functools.wraps(original)  # Ray looks at the signature
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(owner, name, wrapped)
 
 
 def break_files(module: ModuleType) -> None:
@@ -137,11 +143,13 @@ def break_decoder(module: ModuleType) -> None:
 
 
 def break_model(module: ModuleType) -> None:
-    async def infer(original: Callable[..., Any], actor: Any, chunk: Any) -> Any:
+    answer = module._ModelActor.infer
+
+    async def infer(actor: Any, chunk: Any) -> Any:
         for rule in rules("model"):
             if rule["model"] == actor.stage_name and hits(rule) == rule.get("nth", 1):
                 kill_self()
-        return await original(actor, chunk)
+        return await answer(actor, chunk)
 
     def start(original: Callable[..., Any], actor: Any, stage: Any) -> None:
         actor.stage_name = stage.name
@@ -149,12 +157,7 @@ def break_model(module: ModuleType) -> None:
         original(actor, stage)
 
     wrap(module._ModelActor, "__init__", start)
-    inner = module._ModelActor.infer
-
-    async def outer(actor: Any, chunk: Any) -> Any:
-        return await infer(inner, actor, chunk)
-
-    module._ModelActor.infer = outer
+    module._ModelActor.infer = infer
 
 
 BREAKS: dict[str, Callable[[ModuleType], None]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.media import cut_encode, cut_source
 from pipeline.media.cut import CutMode
+from pipeline.media.decode import Decoder
 from pipeline.media.guard import Guard
 from pipeline.media.open import open_media
 from pipeline.stage import Rejected
@@ -265,6 +266,32 @@ def test_a_jump_that_fails_is_made_good(
     clips = cut_clips(video, shots, tmp_path / "out", mode)
     assert [numbers(clip) for clip in clips] == [list(range(*shot)) for shot in shots]
     assert len(opened) == 2, "read from the beginning once more, and not again for the third"
+
+
+class Misdated(Decoder):
+    """After a jump, gives frame 125 the time of frame 126 and mends what follows, as can happen with VC-1 in ASF."""
+
+    jumped = False
+
+    def seek(self, pts: int) -> None:
+        super().seek(pts)
+        self.jumped = True
+
+    def __iter__(self) -> Iterator[tuple[av.VideoFrame, int]]:
+        for frame, pts in super().__iter__():
+            late = {125 * 1024: 1024, 126 * 1024: 1}.get(pts, 0) if self.jumped else 0
+            yield frame, pts + late
+
+
+def test_a_jump_after_which_times_differ_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = scanned(write_clip(tmp_path / "v.mp4", numbered(150), CLOSED_GOPS))
+    assert video.pts[126] == 126 * 1024
+    opened = Opened(monkeypatch)
+    monkeypatch.setattr(cut_encode, "Decoder", Misdated)
+    monkeypatch.setattr(cut_encode, "JUMP_S", 1)
+    (clip,) = cut_clips(video, [(126, 132)], tmp_path / "out", "exact")
+    assert numbers(clip) == list(range(126, 132))
+    assert opened.times == 2
 
 
 def test_runs_in_the_guarded_process(plain: Scanned, tmp_path: Path) -> None:

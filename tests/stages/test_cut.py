@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.media.cut import cut
 from pipeline.records import clip_id, schema
-from pipeline.stage import Chunk, Output, Row
+from pipeline.stage import Chunk, Output, Rejected, Row
 from pipeline.stages.cut import Cut, CutConfig
 from tests.clips import numbered, truncated, write_clip
 from tests.media.cutting import CLOSED_GOPS, Scanned, numbers, scanned
@@ -193,9 +193,13 @@ def test_a_shot_that_cannot_be_cut_is_a_reject(video: Scanned, work: Folder) -> 
 
 def test_a_video_none_of_whose_shots_can_be_cut(video: Scanned, work: Folder, tmp_path: Path) -> None:
     torn = Scanned(truncated(video.path, tmp_path / "torn.ts", 0.3), video.pts, video.end_pts, video.time_base)
-    output = Cut(CutConfig()).apply(row_of(torn, (40, 48), (48, 60)), work)
-    assert (output.rows, [reject.shot for reject in output.shot_rejects]) == ([], [3, 4])
-    assert {reject.reason for reject in output.shot_rejects} == {"cut_failed"}
+    with pytest.raises(Rejected) as caught:
+        Cut(CutConfig()).apply(row_of(torn, (40, 48), (48, 60)), work)
+    assert (caught.value.reason, caught.value.detail) == ("cut_failed", "none of its 2 kept shots could be cut")
+    assert [(reject.shot, reject.reason) for reject in caught.value.shot_rejects] == [
+        (3, "cut_failed"),
+        (4, "cut_failed"),
+    ]
     assert work.files() == []
 
 

@@ -21,12 +21,12 @@ from pipeline.store.whole_set import WholeSetWriter
 ALL_TABLES: dict[str, tuple[Column, ...]] = {**TABLES, "rejects": REJECTS, "metrics": METRICS}
 
 SOURCES = Node("sources", Grain.SOURCE, Grain.SOURCE, "sources", whole_set=True)
-INGEST = Node("ingest", Grain.SOURCE, Grain.VIDEO, "f-ingest", whole_set=False)
-EMBED = Node("embed", Grain.VIDEO, Grain.VIDEO, "f-embed", whole_set=False)
-SELECT = Node("select", Grain.VIDEO, Grain.VIDEO, "f-select", whole_set=True, extra_tables=("select_scores",))
-SCAN = Node("scan", Grain.VIDEO, Grain.VIDEO, "f-scan", whole_set=False)
-CUT = Node("cut", Grain.VIDEO, Grain.CLIP, "f-cut", whole_set=False)
-GENERATE = Node("generate", Grain.CLIP, Grain.CLIP, "f-generate", whole_set=False)
+INGEST = Node("ingest", Grain.SOURCE, Grain.VIDEO, "f0ingest", whole_set=False)
+EMBED = Node("embed", Grain.VIDEO, Grain.VIDEO, "f0embed", whole_set=False)
+SELECT = Node("select", Grain.VIDEO, Grain.VIDEO, "f0select", whole_set=True, extra_tables=("select_scores",))
+SCAN = Node("scan", Grain.VIDEO, Grain.VIDEO, "f0scan", whole_set=False)
+CUT = Node("cut", Grain.VIDEO, Grain.CLIP, "f0cut", whole_set=False)
+GENERATE = Node("generate", Grain.CLIP, Grain.CLIP, "f0generate", whole_set=False)
 CHAIN = (SOURCES, INGEST, EMBED, SELECT, SCAN, CUT, GENERATE)
 
 

@@ -105,7 +105,7 @@ def test_a_folder_that_appears_while_it_is_listed(s3: str, monkeypatch: pytest.M
     """s3fs finds nothing below the folder, looks whether it is a file, and then finds a folder."""
     files = open_files(f"{s3}/appearing")
     assert isinstance(files, RemoteFiles)
-    monkeypatch.setattr(files.fs, "find", lambda path: [path.rstrip("/")])
+    monkeypatch.setattr(files.fs, "find", lambda path, detail: {path.rstrip("/"): {"size": 0}})
     assert files.list("lock") == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +60,6 @@ def test_the_same_rows_give_the_same_bytes() -> None:
     assert whole == to_parquet(to_arrow(rows, schema("dedup"), "dedup"), {"a": "1"})
     halves = [to_arrow(half, schema("dedup"), "dedup") for half in (rows[:7], rows[7:])]
     assert whole == to_parquet(pa.concat_tables(halves), {"a": "1"})
-    assert whole == to_parquet(read(whole), {"a": "1"})
     assert whole != to_parquet(to_arrow(rows[::-1], schema("dedup"), "dedup"), {"a": "1"})
 
 
@@ -74,18 +73,24 @@ def shot(**given: Any) -> Row:
         ("embed", {"model": None}, r"embed\.model: 1 of 1 values are null"),
         ("embed", {"embedding": None}, r"embed\.embedding: 1 of 1 values are null"),
         ("embed", {"embedding": "0.5"}, r"embed\.embedding: expected list<.*float"),
-        ("embed", {"embedding": [0.5, None]}, r"embed\.embedding\[\]: 1 of 2 values are null"),
+        ("embed", {"embedding": [0.5, None]}, r"embed\.embedding: expected list<.*float"),
         ("embed", {"embedding": np.zeros((2, 2), np.float32)}, r"embed\.embedding: expected list"),
+        ("embed", {"embedding": 0.5}, r"embed\.embedding: expected list"),
+        ("embed", {"embedding": [[0.5], [0.5, 1.0]]}, r"embed\.embedding: expected list"),
         ("embed", {"model": 3}, r"embed\.model: expected string"),
         ("embed", {"model": "\ud800"}, r"embed\.model: expected string, got UnicodeEncodeError"),
         ("embed", {"extra": 1}, r"embed: columns \['extra'\] are not in the table's schema"),
-        ("scan", {"frames_decoded": 1.5}, r"scan\.frames_decoded: expected int64"),
+        ("scan", {"frames_decoded": 1.5}, r"scan\.frames_decoded: expected int64, got TypeError: float 1\.5"),
+        ("scan", {"frame_pts": np.array([1.5])}, r"scan\.frame_pts: expected list<.*int64"),
+        ("select", {"categories": "cats"}, r"select\.categories: expected list<.*string.*>, got TypeError: str 'cats'"),
+        ("select", {"categories": ["cats", None]}, r"select\.categories\[\]: 1 of 2 values are null"),
         ("scan", {"frames_decoded": 2**70}, r"scan\.frames_decoded: expected int64, got OverflowError"),
         ("scan", {"embedding_dim": 2**40}, r"scan\.embedding_dim: expected int32"),
         ("split", {"shots": [shot(end_frame=None)]}, r"split\.shots\[\]\.end_frame: 1 of 1 values are null"),
         ("split", {"shots": [{"index": 0}]}, r"split\.shots\[\]\.start_pts: 1 of 1 values are null"),
+        ("split", {"shots": [shot(end_frame=9.5)]}, r"split\.shots: expected list<.*got TypeError: list .*9\.5"),
         ("split", {"shots": [shot(), None]}, r"split\.shots\[\]: 1 of 2 values are null"),
-        ("split", {"shots": [shot(score=1)]}, r"split\.shots: fields \['score'\] are not in struct<"),
+        ("split", {"shots": [shot(score=1)]}, r"split\.shots: expected list<.*got TypeError: list .*'score': 1"),
         ("clean", {"rejected_pairs": [{"index": 0, "instruction": "a", "answer": "b", "rules": None}]}, r"\.rules"),
     ],
 )
@@ -127,13 +132,18 @@ def test_a_part_is_three_files_of_one_name(local: Files) -> None:
     assert local.list("metrics") == [f"metrics/ingest/{name}"]
     with local.open(f"tables/ingest/{name}") as handle:
         metadata = pq.read_schema(handle).metadata
-    assert metadata[b"hicom.fingerprint"] == b"f-ingest" and name.startswith("f-ingest-00000001-")
+    assert metadata[b"hicom.fingerprint"] == b"f0ingest" and name.startswith("f0ingest-00000001-")
 
 
 def test_rows_are_put_last(local: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     put = local.put
-    monkeypatch.setattr(local, "put", lambda path, data: (order.append(path.partition("/")[0]), put(path, data)))
+
+    def noted(path: str, data: bytes) -> None:
+        order.append(path.partition("/")[0])
+        put(path, data)
+
+    monkeypatch.setattr(local, "put", noted)
     writer = PartWriter(local, "ingest", "f", put_lock(local))
     order.clear()
     writer.commit([done(INGEST, "a"), failed("b", "missing")])
@@ -194,7 +204,12 @@ def test_the_reader_opens_a_part_once_while_it_fits(
     parts = [f"tables/ingest/{commit(local, INGEST, [done(INGEST, f'{i}')])}" for i in range(4)]
     opened: list[str] = []
     open_ = local.open
-    monkeypatch.setattr(local, "open", lambda path: (opened.append(path), open_(path))[1])
+
+    def noted(path: str) -> IO[bytes]:
+        opened.append(path)
+        return open_(path)
+
+    monkeypatch.setattr(local, "open", noted)
     reader = PartReader(local)
     for part in parts * 3:
         reader.take(part, [0], ["source_key"])
