@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.engine.task import StageFailed
+from pipeline.media.guard import no_scratch_room
 from pipeline.plan import PLAN, SOURCES
 from pipeline.runner import MapEngine, Reporter, Runner
 from pipeline.session import Session, open_session, read_session
-from pipeline.stage import UserError
+from pipeline.stage import NO_ROOM, UserError
 from pipeline.store.folder import RUN_FILE
 from pipeline.store.gc import collect_garbage
 from pipeline.store.live import Counts, Live
@@ -104,8 +105,10 @@ def _locked(open_run: Callable[[], Session]) -> Iterator[tuple[Session, Epoch]]:
         yield open_run(), lock.epoch
 
 
-def _logged(session: Session, err: Exception) -> StageFailed:
+def _logged(session: Session, err: Exception) -> StageFailed | UserError:
     """A failure as it is told to the user, its trace in the run folder's logs/. Call while it is handled."""
+    if isinstance(err, OSError) and err.errno in NO_ROOM:  # what the run folder has no room for is a UserError already
+        return no_scratch_room(err.strerror or str(err))
     message, trace = f"{type(err).__name__}: {err}", traceback.format_exc()
     if isinstance(err, StageFailed):
         message, trace = err.message, err.trace

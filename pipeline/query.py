@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
-from pipeline.plan import PLAN
 from pipeline.records import METRICS, REASONS, REJECTS, TABLES, Column
 from pipeline.session import Session
 from pipeline.stage import UserError
@@ -94,9 +93,8 @@ def run_query(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
 
 def rejects_sql(stage: str | None, reason: str | None) -> str:
     """SQL of the rejects, each with the source row it came from. Raises UserError for an unknown stage or reason."""
-    stages = [one.name for one in PLAN]
-    if stage is not None and stage not in stages:
-        raise UserError(f"no stage {stage!r}; there are: {', '.join(stages)}")
+    if stage is not None and stage not in TABLES:
+        raise UserError(f"no stage {stage!r}; there are: {', '.join(TABLES)}")
     if reason is not None and reason not in REASONS:
         raise UserError(f"no reject reason {reason!r}; there are: {', '.join(REASONS)}")
     wanted = [f"stage = '{stage}'"] * (stage is not None) + [f"reason = '{reason}'"] * (reason is not None)

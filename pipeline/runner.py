@@ -7,9 +7,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Protocol
 
-from pipeline.engine.task import MapTask, StageFailed, Tally
+import pyarrow as pa
+
+from pipeline.engine.task import MapTask, Progress, StageFailed, Tally
 from pipeline.plan import SOURCES
 from pipeline.session import Session
 from pipeline.stage import GlobalStage, MapStage, Row, Stage, TwoStepStage, UserError
@@ -30,7 +32,7 @@ class MapEngine(Protocol):
 
     name: str
 
-    def run_map(self, task: MapTask, pointers: Any, progress: Callable[[Tally], None], *, batch_size: int) -> None: ...
+    def run_map(self, task: MapTask, pointers: pa.Table, progress: Progress, *, batch_size: int) -> None: ...
 
     def close(self) -> None: ...
 

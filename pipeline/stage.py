@@ -13,6 +13,7 @@ reads, which table it writes, what it needs. It never knows which engine runs it
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -30,6 +31,10 @@ Row = dict[str, Any]
 
 class UserError(Exception):
     """The user's mistake: the message says what came, what was expected and what to do. Exit code 2, no traceback."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk is full: no item's fault."""
 
 
 @dataclass(frozen=True)

@@ -241,11 +241,11 @@ def _init(address: str | None) -> None:
     """Start Ray in this process, or connect to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's core calls it an error that an actor which restarts has its arguments in the object store, which is how Ray
+    # Data makes every actor. Set RAY_BACKEND_LOG_LEVEL yourself to see all it says.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
-        # Ray's core calls it an error that an actor which restarts has its arguments in the object store, which is how
-        # Ray Data makes every actor. Set RAY_BACKEND_LOG_LEVEL yourself to see all it says.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         # Workers on this machine find the package where this process found it, installed or not.
         here = str(Path(__file__).resolve().parents[2])
@@ -253,7 +253,8 @@ def _init(address: str | None) -> None:
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
     try:
         with _silent_stderr():  # Ray's core announces the log level itself, past every logger
-            ray.init(address=address, **options)
+            # "local": without it Ray joins any cluster that it finds started on this machine.
+            ray.init(address=address or "local", **options)
     except ConnectionError as err:
         raise UserError(
             f"no Ray cluster at {address}: {err}. Start one with `ray start --head`, or leave --address out."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -39,12 +40,6 @@ class Tally:
     rejected: Counter[str] = field(default_factory=Counter)
     frames_decoded: int = 0
 
-    def add(self, other: Tally) -> None:
-        self.items += other.items
-        self.rows += other.rows
-        self.rejected.update(other.rejected)
-        self.frames_decoded += other.frames_decoded
-
 
 class StageFailed(RuntimeError):
     """A stage cannot go on: a defect, or an engine that is gone. Exit code 1; `trace` goes to the log."""
@@ -74,7 +69,5 @@ class ModelClient(Protocol):
     def submit(self, chunk: Chunk) -> Answer: ...
 
 
-class Progress(Protocol):
-    """Told of every committed part while a stage runs."""
-
-    def __call__(self, tally: Tally) -> None: ...
+Progress = Callable[[Tally], None]
+"""Told of every committed part while a stage runs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from bisect import bisect_left
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.media.decode import Decoder
 from pipeline.media.frames import quarter_turns
 from pipeline.media.open import open_media, video_stream
-from pipeline.stage import Rejected
+from pipeline.stage import NO_ROOM, Rejected
 
 if TYPE_CHECKING:
     from av import FFmpegError
@@ -34,8 +33,8 @@ def cut_failed(what: str, error: FFmpegError) -> CutFailed:
     """What libav said of one clip. A lack of memory or of disk space is no clip's fault and is raised as it is."""
     if isinstance(error, MemoryError):
         raise error
-    if error.errno == errno.ENOSPC:
-        raise OSError(errno.ENOSPC, "no space for the clip in the scratch folder") from error
+    if error.errno in NO_ROOM:
+        raise OSError(error.errno, error.strerror) from error
     return CutFailed(f"{what}: {error.strerror}")
 
 

@@ -13,7 +13,7 @@ mended, and every mended one is counted:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ class Decoder:
         self._container.seek(pts, stream=self._stream)
         self._from_start = False
 
-    def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
+    def __iter__(self) -> Generator[tuple[VideoFrame, int], None, None]:
         """Frames with their times, strictly increasing. A frame is handed out when the next one is known.
 
         Raises Retryable `decode_failed` when the storage fails while reading.

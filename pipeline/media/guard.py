@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import pipeline
 from pipeline.media import wire
-from pipeline.stage import Chunk, Rejected, Retryable
+from pipeline.stage import Chunk, Rejected, Retryable, UserError
 
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from pipeline.media.guard_child import main; main()"
 _PIPE_BYTES = 1 << 20
@@ -168,7 +168,8 @@ class Guard:
 
         `args`: JSON values. `media_s`: the media's length in seconds, None when unknown; the deadline grows with it.
         Raises Retryable `decoder_crashed` (the child died, or needed too much memory), Retryable `timeout`, and the
-        Rejected that the job raised. The guard is usable after each of them.
+        Rejected that the job raised. The guard is usable after each of them. Raises UserError when the disk of
+        temporary files is full.
         """
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("this guard runs a job already: exhaust or close its iterator, or use a second guard")
@@ -224,8 +225,18 @@ def _raise_answer(job: str, header: Mapping[str, Any]) -> None:
         case "rejected":
             kind = Retryable if header["retry"] else Rejected
             raise kind(header["reason"], header["detail"])
+        case "no_room":
+            raise no_scratch_room(f"{job}: {header['detail']}")
         case _:
             raise Retryable("decoder_crashed", f"{job}: {header.get('detail')}")
+
+
+def no_scratch_room(detail: str) -> UserError:
+    """A full disk of temporary files, in words."""
+    return UserError(
+        f"no room for temporary files in {tempfile.gettempdir()} ({detail}). Make room there, or name another folder "
+        "with TMPDIR, and run the same command again: what was committed is safe."
+    )
 
 
 def _end_all(children: list[_Child]) -> None:

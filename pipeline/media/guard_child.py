@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from pipeline.media import wire
-from pipeline.stage import Chunk, Rejected, Retryable
+from pipeline.stage import NO_ROOM, Chunk, Rejected, Retryable
 
 JOBS: dict[str, str] = {
     "probe": "pipeline.media.probe:probe",
@@ -109,6 +109,9 @@ def _serve(request: dict[str, Any], answers: int, memory_mb: int) -> None:
     except BaseException as error:
         if _is_memory_error(error):
             _out_of_memory(answers, memory_mb)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            _write(answers, [wire.pack({"kind": "no_room", "detail": error.strerror})])
+            os._exit(1)
         traceback.print_exc()  # the guard reads it from stderr: to the item this is a crash like any other
         sys.stderr.flush()
         os._exit(1)

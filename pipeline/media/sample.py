@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _READ_ON_S = 2
 """A moment less than this ahead, seconds, is reached by decoding on, when there is no index to say what is cheaper."""
+_SEEK_BACK_S = (0, 2, 10, 30)
+"""How much before a moment to seek, seconds, one after another while the first frame there is too late."""
 _CHUNK_BYTES = 8 << 20
 """Pictures handed on at once, bytes."""
 
@@ -108,7 +110,7 @@ class _Sampler:
         return found
 
     def from_start(self, count: int) -> list[Sampled]:
-        """The moments, nearly: to a quarter of their distance when the length is not known beforehand."""
+        """The nearest of the kept frames for each moment: at most a quarter of the moments' distance away."""
         with open_media(self._uri) as container:
             reader = _Reader(container, self._spec)
             self.time_base = reader.time_base
@@ -119,8 +121,7 @@ class _Sampler:
             return []
         times = np.array([one.pts for one in kept])
         moments = _moments(start, stop if stop is not None else end, count)
-        places = np.searchsorted(times, moments, side="right") - 1
-        return [kept[max(0, int(place))] for place in places]
+        return [kept[int(np.abs(times - moment).argmin())] for moment in moments]
 
     def _bounds(self, claimed_ticks: int | None) -> tuple[int, int] | None:
         """Start and end of the wanted part, ticks from the first frame; None when the end is unknown."""
@@ -175,14 +176,21 @@ class _Reader:
         """The frame shown at a moment, ticks from the first frame; later moments only. None past a damaged end."""
         wanted = self._first_pts + moment
         if self._worth_a_jump(wanted):
-            self._earlier += self._decoder.frames
-            self._frames.close()  # type: ignore[attr-defined]
-            self._begin()
-            self._decoder.seek(wanted)
-            self._coming = next(self._frames, None)
+            self._jump(wanted)
         while self._coming is not None and (self._coming[1] <= wanted or self._shown is None):
             self._shown, self._coming = self._coming, next(self._frames, None)
         return None if self._shown is None else self._sampled(*self._shown)
+
+    def _jump(self, wanted: int) -> None:
+        """Go to where decoding reaches a time. Some containers (MPEG-TS) seek to no key frame: then from earlier."""
+        for back_s in _SEEK_BACK_S:
+            self._earlier += self._decoder.frames
+            self._frames.close()
+            self._begin()
+            self._decoder.seek(wanted - self.ticks(back_s))
+            self._coming = next(self._frames, None)
+            if self._coming is not None and self._coming[1] <= wanted:
+                return
 
     def _worth_a_jump(self, wanted: int) -> bool:
         """Whether a key frame lies between here and there."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from pipeline.stage import UserError
+from pipeline.stage import NO_ROOM, UserError
 
 TEMPORARY = ".tmp-"
 """Prefix of the name of a file that is not committed yet; readers ignore them, `gc` removes them."""
@@ -185,7 +185,6 @@ class LocalFiles(Files):
                 temporary.unlink(missing_ok=True)
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
@@ -199,7 +198,7 @@ def _disk_errors(root: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno in _FULL:
+        if err.errno in NO_ROOM:
             raise DiskFull(
                 f"{root}: no room to write ({err.strerror}). What was committed is safe: make room "
                 "(hicom gc RUN removes what no view reaches) and run the same command again."

@@ -38,7 +38,10 @@ def _reachable(live: Live) -> set[str]:
             if marker is not None:
                 keep.update(marker["parts"], marker["reject_parts"], *marker["extra_parts"].values())
             continue
-        used = live.keys(f"SELECT part FROM live_{name} UNION SELECT part FROM rejects_{name}")
+        query = f"SELECT part FROM live_{name} UNION SELECT part FROM rejects_{name}"
+        if node.grain_in is not node.grain_out:  # an amended item's own row: it counts again when its twin leaves
+            query += f" UNION SELECT part FROM twins_{name}"
+        used = live.keys(query)
         keep.update(f"{folder}/{part.partition('/')[2]}" for part in used for folder in FOLDERS)
     return keep | _clips(live)
 

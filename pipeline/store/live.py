@@ -110,7 +110,8 @@ class Live:
     def load(self, name: str) -> None:
         """Make the tables live_<stage> (in_key, out_key, part, row, file) and rejects_<stage> of a stage.
 
-        `row` is the row's number in its part, `file` the part's number in `scan_sql`.
+        `row` is the row's number in its part, `file` the part's number in `scan_sql`. Where the grain changes,
+        twins_<stage> (in_key, part) holds the rows whose output id an earlier item has: those an amendment rejects.
         """
         if name in self._loaded:
             return
@@ -141,13 +142,14 @@ class Live:
         if above is not None:
             for table, key in (("own_rows", "in_key"), ("own_rejects", "id")):
                 self.con.execute(f"DELETE FROM {table} WHERE {key} NOT IN (SELECT out_key FROM live_{above})")
-        amendments = 0 if node.whole_set else sum(f"-{AMENDMENT}" in path for path in parts)
-        if amendments:
+        if node.grain_in is not node.grain_out:
+            amendments = sum(f"-{AMENDMENT}" in path for path in parts)
             self.con.execute(f"""
-                DELETE FROM own_rejects WHERE rank < {amendments} AND id NOT IN
-                  (SELECT in_key FROM own_rows JOIN ({_WINNERS} WHERE rank >= {amendments} GROUP BY in_key)
-                     USING (in_key, rank)
-                   QUALIFY in_key <> min(in_key) OVER (PARTITION BY out_key))
+                CREATE OR REPLACE TABLE twins_{name} AS
+                  SELECT in_key, part FROM own_rows
+                    JOIN ({_WINNERS} WHERE rank >= {amendments} GROUP BY in_key) USING (in_key, rank)
+                  QUALIFY in_key <> min(in_key) OVER (PARTITION BY out_key);
+                DELETE FROM own_rejects WHERE rank < {amendments} AND id NOT IN (SELECT in_key FROM twins_{name});
             """)
         return parts
 

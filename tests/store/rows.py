@@ -27,6 +27,7 @@ SELECT = Node("select", Grain.VIDEO, Grain.VIDEO, "f0select", whole_set=True, ex
 SCAN = Node("scan", Grain.VIDEO, Grain.VIDEO, "f0scan", whole_set=False)
 CUT = Node("cut", Grain.VIDEO, Grain.CLIP, "f0cut", whole_set=False)
 GENERATE = Node("generate", Grain.CLIP, Grain.CLIP, "f0generate", whole_set=False)
+EXPORT = Node("export", Grain.CLIP, Grain.CLIP, "f0export", whole_set=True)
 CHAIN = (SOURCES, INGEST, EMBED, SELECT, SCAN, CUT, GENERATE)
 
 
