@@ -1,13 +1,15 @@
 """CPU time of `scan` over a bare decode of the same files, and of PySceneDetect over it.
 
-    python benchmarks/scan.py [FOLDER] [--repeats 5] [--size 224]
+    python benchmarks/scan.py [FOLDER] [--repeats 5]
 
 Each way runs over all files in a fresh process, the ways take turns, and a round's ratios are taken within that
 round; the median over the rounds is printed. CPU time is user + system of the whole process tree, imports and the
 guarded child included. Models are left out: sampled frames are made, handed over and dropped.
 
 - bare: PyAV decodes every frame, one thread like scan's, and does nothing with them;
-- scan fast, scan exact: the scan job through the guard, pictures at --size pixels every half second;
+- scan fast, scan exact: the scan job through the guard, with a picture every half second as the built-in embedder
+  of the default profile wants it (64 x 64 pixels, area filter);
+- scan fast CLIP: the same with pictures as CLIP ViT-B-32 wants them (224 x 224 pixels, bicubic, cropped);
 - scenedetect: `scenedetect.detect(path, ContentDetector())`.
 
 Without FOLDER it encodes three clips of its own. Files that one of the ways cannot read are left out.
@@ -16,16 +18,21 @@ Without FOLDER it encodes three clips of its own. Files that one of the ways can
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-WAYS = ("bare", "scan fast", "scan exact", "scenedetect")
+BUILTIN = {"width": 64, "height": 64, "resize": "stretch", "interpolation": "area"}
+CLIP = {"width": 224, "height": 224, "resize": "shortest_side_center_crop", "interpolation": "bicubic"}
+SCANS = {"scan fast": ("fast", BUILTIN), "scan exact": ("exact", BUILTIN), "scan fast CLIP": ("fast", CLIP)}
+WAYS = ("bare", *SCANS, "scenedetect")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,20 +40,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="CPU time of scan and of PySceneDetect over a bare decode.")
     parser.add_argument("folder", nargs="?", help="folder of videos; without it three clips are made")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument("--size", type=int, default=224, help="side of a sampled picture, pixels")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)  # set for the processes that it starts
     parser.add_argument("--files", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
-        run_way(args.way, args.files, args.size)
+        run_way(args.way, args.files)
         return
     with tempfile.TemporaryDirectory() as made:
         files = readable(sorted(Path(args.folder).iterdir()) if args.folder else make_clips(Path(made)))
-        rounds = [measure_round(files, args.size) for _ in range(args.repeats)]
+        rounds = [measure_round(files) for _ in range(args.repeats)]
     report(files, rounds)
 
 
-def run_way(way: str, files: list[str], size: int) -> None:
+def run_way(way: str, files: list[str]) -> None:
     """One way over all files, in this process."""
     if way == "bare":
         for file in files:
@@ -57,7 +63,7 @@ def run_way(way: str, files: list[str], size: int) -> None:
         for file in files:
             scenedetect.detect(file, scenedetect.ContentDetector())
     else:
-        scan_all(files, way.removeprefix("scan "), size)
+        scan_all(files, *SCANS[way])
 
 
 def bare(file: str) -> int:
@@ -68,11 +74,9 @@ def bare(file: str) -> int:
         return sum(1 for _ in container.decode(video_stream(container)))
 
 
-def scan_all(files: list[str], mode: str, size: int) -> None:
-    from pipeline.media.frames import FrameSpec
+def scan_all(files: list[str], mode: str, spec: dict[str, Any]) -> None:
     from pipeline.media.guard import Guard
 
-    spec = FrameSpec(width=size, height=size).to_json()
     with Guard() as guard:
         for file in files:
             job = {"uri": file, "score": mode, "grid_interval_s": 0.5, "frame_spec": spec, "chunk_bytes": 4 << 20}
@@ -80,23 +84,18 @@ def scan_all(files: list[str], mode: str, size: int) -> None:
                 pass
 
 
-def measure_round(files: list[str], size: int) -> dict[str, float]:
+def measure_round(files: list[str]) -> dict[str, float]:
     """CPU seconds of each way, one after another."""
-    return {way: cpu_seconds(way, files, size) for way in WAYS}
+    return {way: cpu_seconds(way, files) for way in WAYS}
 
 
-def cpu_seconds(way: str, files: list[str], size: int) -> float:
+def cpu_seconds(way: str, files: list[str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, __file__, "--way", way, "--size", str(size), "--files", *files]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=environment())
+    command = [sys.executable, __file__, "--way", way, "--files", *files]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env=env)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def readable(paths: list[Path]) -> list[str]:
@@ -135,10 +134,10 @@ def make_clips(folder: Path) -> list[Path]:
 
 def report(files: list[str], rounds: list[dict[str, float]]) -> None:
     print(f"{len(files)} files, {len(rounds)} rounds; CPU time over a bare decode of the same files")
-    print(f"{'way':<12} {'median':>7} {'lowest':>7} {'highest':>8}")
+    print(f"{'way':<15} {'median':>7} {'lowest':>7} {'highest':>8}")
     for way in WAYS:
         ratios = [one[way] / one["bare"] for one in rounds]
-        print(f"{way:<12} {statistics.median(ratios):>7.3f} {min(ratios):>7.3f} {max(ratios):>8.3f}")
+        print(f"{way:<15} {statistics.median(ratios):>7.3f} {min(ratios):>7.3f} {max(ratios):>8.3f}")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ def check(plan: Sequence[type[Stage]]) -> None:
 check(PLAN)
 
 
+def tables_read(stage: Stage) -> tuple[str, ...]:
+    """Tables whose columns a stage reads, in the order of first mention."""
+    return tuple(dict.fromkeys(column.partition(".")[0] for column in stage.reads))
+
+
 def fingerprints(stages: Sequence[Stage]) -> Mapping[str, str]:
     """Fingerprint of every stage: its own hash and those of the stages whose columns it reads.
 
@@ -68,7 +73,6 @@ def fingerprints(stages: Sequence[Stage]) -> Mapping[str, str]:
     names_content = {stage.name: stage.names_content for stage in stages}
     result: dict[str, str] = {SOURCES: SOURCES}
     for stage in stages:
-        read = dict.fromkeys(column.partition(".")[0] for column in stage.reads)
-        upstream = {t: own[t] if names_content.get(t) else result[t] for t in read}
+        upstream = {t: own[t] if names_content.get(t) else result[t] for t in tables_read(stage)}
         result[stage.name] = digest({"own": own[stage.name], "reads": upstream})
     return result

@@ -13,11 +13,13 @@ import pyarrow as pa
 
 from pipeline.engine.task import MapTask, Progress, StageFailed, Tally
 from pipeline.plan import SOURCES
+from pipeline.records import Grain, schema
 from pipeline.session import Session
 from pipeline.stage import GlobalStage, MapStage, Row, Stage, TwoStepStage, UserError
 from pipeline.store.live import AMENDMENT, Counts, Live
 from pipeline.store.lock import Epoch
-from pipeline.store.tables import ItemResult, PartWriter
+from pipeline.store.retry import forget_items
+from pipeline.store.tables import ItemResult, PartWriter, to_arrow
 from pipeline.store.whole_set import WholeSetReader, WholeSetWriter, write_marker
 
 CRASH_PASSES = 3
@@ -67,7 +69,10 @@ class Runner:
             self._engine = None
 
     def list_sources(self, rows: Sequence[Row]) -> None:
-        """Commit the listed source rows as the run's input; what is not among them leaves the views."""
+        """Commit the listed source rows as the run's input; what is not among them leaves the views.
+
+        A row that is not what it was (its file moved, its manifest was mended) is ingested again.
+        """
         digest = hashlib.sha256()
         for row in rows:
             digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
@@ -75,11 +80,27 @@ class Runner:
         marker = self.live.marker(SOURCES)
         if marker is not None and marker["input_fingerprint"] == fingerprint:
             return
+        changed = self._changed(rows)
+        for stage in self._session.stages:
+            if stage.grain_in is Grain.SOURCE:
+                forget_items(self.live, stage.name, changed, self._epoch)
         writer = WholeSetWriter(self._session.files, self.live.nodes[SOURCES], fingerprint, self._epoch)
         for row in rows:
             writer.row(SOURCES, row)
         writer.finish()
         self.live.refresh(SOURCES)
+
+    def _changed(self, rows: Sequence[Row]) -> list[str]:
+        """Keys of the rows that were listed before, with other values."""
+        key, *others = schema(SOURCES).names
+        new, old = (f"({', '.join(f'{side}.{name}' for name in others)})" for side in ("new", "old"))
+        self.live.con.register("listed", to_arrow(rows, schema(SOURCES), SOURCES))
+        changed = self.live.con.execute(
+            f"SELECT {key} FROM listed new JOIN {self.live.scan_sql(SOURCES)} old USING ({key}) "
+            f"WHERE {new} IS DISTINCT FROM {old}"
+        ).fetchall()
+        self.live.con.unregister("listed")
+        return [row_key for (row_key,) in changed]
 
     def run(self, names: Iterable[str]) -> dict[str, Counts]:
         """Run stages that follow each other, by name and in order. Raises StageFailed, UserError."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import RunConfig, differences, load_profile, parse, parse_overrides
-from pipeline.plan import SOURCES, fingerprints
+from pipeline.plan import SOURCES, fingerprints, tables_read
 from pipeline.records import Grain
 from pipeline.stage import GlobalStage, Stage, UserError
 from pipeline.store.files import Files, open_files
@@ -165,6 +165,7 @@ def nodes(stages: Sequence[Stage], prints: Mapping[str, str]) -> tuple[Node, ...
                 prints[stage.name],
                 whole_set=isinstance(stage, GlobalStage),
                 extra_tables=stage.extra_tables if isinstance(stage, GlobalStage) else (),
+                reads=tables_read(stage) if isinstance(stage, GlobalStage) else (),
             )
             for stage in stages
         ),

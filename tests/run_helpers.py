@@ -104,18 +104,22 @@ class Command:
         return time.monotonic() - start
 
     def trace(self, step: str) -> list[tuple[str, str]]:
-        """(stage, id) of every step of this kind so far, in order: begin, done, job, load."""
+        """(stage, id) of every step of this kind so far, in order (see faults/sitecustomize.py)."""
+        return [(name, key) for name, key, _ in self.timed_trace(step)]
+
+    def timed_trace(self, step: str) -> list[tuple[str, str, float]]:
+        """The same with the time of each step, seconds since the epoch."""
         try:
             lines = (self.faults / "trace.log").read_text().splitlines()
         except FileNotFoundError:
             return []
-        return [(stage, key) for kind, stage, key, _ in map(_words, lines) if kind == step]
-
-
-def _words(line: str) -> tuple[str, str, str, str]:
-    step, stage, rest = line.split(" ", 2)
-    key, pid = rest.rsplit(" ", 1)
-    return step, stage, key, pid
+        found = []
+        for line in lines:
+            kind, name, rest = line.split(" ", 2)
+            key, _, at = rest.rpartition(" ")
+            if kind == step:
+                found.append((name, key, float(at)))
+        return found
 
 
 def _with_token(token: str) -> Iterator[tuple[int, str]]:
@@ -183,8 +187,9 @@ def differences(left: Tables, right: Tables) -> list[str]:
         if len(rows) != len(others):
             lines.append(f"{table}: {len(rows)} rows and {len(others)}")
         for row, other in zip(rows, others, strict=False):
+            keys = [row[key] for key in KEYS if row.get(key)]
             lines += [
-                f"{table}: {[row.get(k) for k in KEYS if row.get(k)]}: {name}: {_short(row[name])} and {_short(other[name])}"
+                f"{table}: {keys}: {name}: {_short(row[name])} and {_short(other[name])}"
                 for name in row
                 if repr(row[name]) != repr(other[name])
             ]

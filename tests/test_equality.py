@@ -81,7 +81,7 @@ def test_a_finished_run_has_something_of_everything(finished: Path) -> None:
     """Else the comparisons of this file compare nothing."""
     tables = read_tables(finished)
     assert all(tables.rows.values()), {name: len(rows) for name, rows in tables.rows.items()}
-    assert Counter(row["reason"] for row in tables.rows["rejects"]) == {"not_video": 1, "too_short": 1, "no_clip_left": 1}
+    assert sorted(row["reason"] for row in tables.rows["rejects"]) == ["no_clip_left", "not_video", "too_short"]
     assert len(tables.rows["cut"]) == len(tables.rows["export"]) == 8
 
 
@@ -107,9 +107,8 @@ def test_a_moved_threshold_decodes_nothing_again_and_going_back_is_free(
     run = copy_run(finished, tmp_path / "run")
     before = parts(run)
     run_here(run, videos, sets=["split.threshold=30"])
-    assert {s: n for s, n in computed(run, before).items() if n} == {
-        "split": 6, "dedup": 6, "filter": 6, "cut": 5, "generate": 2, "clean": 2,
-    }  # fmt: skip
+    again = {"split": 6, "dedup": 6, "filter": 6, "cut": 5, "generate": 2, "clean": 2}
+    assert computed(run, before) == {"ingest": 0, "embed": 0, "scan": 0, **again}
     [soft] = [row for row in measured(run, "cut", before["cut"]) if row["frames_decoded"]]
     tables = read_tables(run)
     [source] = [row for row in tables.rows["ingest"] if row["video_id"] == soft["id"]]
@@ -134,8 +133,7 @@ def test_more_and_fewer_inputs(videos: Path, finished: Path, tmp_path: Path) -> 
     for path in later:
         (tmp_path / path.name).rename(path)
     run_here(run, folder)
-    new = Counter({"ingest": 2, "embed": 2, "scan": 2, "split": 2, "dedup": 2, "filter": 2, "cut": 2, "generate": 4, "clean": 4})
-    assert computed(run, before) == new
+    assert computed(run, before) == {name: 4 if name in ("generate", "clean") else 2 for name in MAP_STAGES}
     assert export_bytes(run) == export_bytes(finished)
 
     stored = parts(run)

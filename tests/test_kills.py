@@ -181,7 +181,8 @@ def _task(session: Session, stage: str, epoch: int) -> MapTask:
     made = session.stage(stage)
     assert isinstance(made, MapStage)
     fingerprint = next(n.fingerprint for n in session.nodes if n.name == stage)
-    return MapTask(made, session.files, PartWriter(session.files, stage, fingerprint, Epoch(epoch)), session.config.engine)
+    writer = PartWriter(session.files, stage, fingerprint, Epoch(epoch))
+    return MapTask(made, session.files, writer, session.config.engine)
 
 
 @pytest.mark.parametrize("stage", ["ingest", "dedup", "cut"])
@@ -193,10 +194,10 @@ def test_a_worker_that_outlives_its_driver_does_no_harm(
     session = open_session(str(run))
     live = session.live()
     old = int(max(path.stem for path in (run / "lock").iterdir()))
-    upstream = live.upstream(stage)
     live.load(stage)
     task = _task(session, stage, old)
-    pointers = live.pointers(f"SELECT DISTINCT out_key AS key FROM live_{upstream}", task.stage.grain_in, task.tables_read)
+    everything = f"SELECT DISTINCT out_key AS key FROM live_{live.upstream(stage)}"
+    pointers = live.pointers(everything, task.stage.grain_in, task.tables_read)
     run_here(run, reference.videos, sets=SMALL_SHARDS)  # the next writer, under the next epoch
     before = state(run)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +58,7 @@ class TinyIngest(MapStage):
     name = "ingest"
     grain_in = Grain.SOURCE
     grain_out = Grain.VIDEO
-    reads = ("sources.uri",)
+    reads: ClassVar[tuple[str, ...]] = ("sources.uri",)
 
     def __init__(self, apply: Apply = take_uri_for_id, batch_size: int = 32, config: Any = None) -> None:
         self.config = config

@@ -12,6 +12,8 @@ import itertools
 import logging
 import math
 import os
+import socket
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -32,11 +34,15 @@ from pipeline.store.lock import LockLost
 
 MODEL_RESTARTS = 3
 """Times a model's actor is started again after its death, before its items become engine_error."""
+RESTART_POLL_S = 0.5
+"""Seconds between two looks whether a model's process is there again."""
 WORKER_RETRIES: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
 """A dead worker is replaced, and its batch is lost to this pass: left alone, Ray Data would retry a crashing batch for
 ever. Each batch is tried once, so restarts are bounded too; without them a pool that loses its last worker hangs."""
 QUIET_LOGGERS = ("ray.data", "ray.data._internal.execution", "ray.data._internal.execution.streaming_executor")
 """Ray Data logs every dropped batch at length; the runner accounts for each item of it instead."""
+KNOCK_S = 10.0
+"""Seconds in which something at a cluster's address must answer."""
 OBJECT_STORE_BYTES = 512 << 20
 """Shared memory of an in-process Ray: pointers, tallies and the frames in flight need no more."""
 
@@ -180,13 +186,13 @@ class _RayModels:
         self._turn = itertools.count(os.getpid())
 
     def submit(self, chunk: Chunk) -> Answer:
-        actor = self._actors[next(self._turn) % len(self._actors)]
-        return _RayAnswer(actor.infer.remote(chunk))
+        return _RayAnswer(self._actors[next(self._turn) % len(self._actors)], chunk)
 
 
 class _RayAnswer:
-    def __init__(self, ref: Any) -> None:
-        self._ref = ref
+    def __init__(self, actor: Any, chunk: Chunk) -> None:
+        self._actor = actor
+        self._ref = actor.infer.remote(chunk)
 
     def done(self) -> bool:
         ready, _ = ray.wait([self._ref], timeout=0)
@@ -196,6 +202,7 @@ class _RayAnswer:
         try:
             answer = ray.get(self._ref)
         except ray.exceptions.RayActorError as err:
+            _wait_until_back(self._actor)
             raise Retryable("engine_error", f"the model's process died: {err}") from err
         except ray.exceptions.RayTaskError as err:  # a defect of the model, as it was raised there
             raise err.cause from err
@@ -203,6 +210,19 @@ class _RayAnswer:
             return answer
         reason, retry, detail = answer
         raise (Retryable if retry else Rejected)(reason, detail)
+
+
+def _wait_until_back(actor: Any) -> None:
+    """Wait until a model's process that died is there again, or never will be: a call in between fails at once and
+    would cost its item an attempt."""
+    while True:
+        try:
+            ray.get(actor.ready.remote())
+            return
+        except ray.exceptions.ActorUnavailableError:
+            time.sleep(RESTART_POLL_S)
+        except ray.exceptions.RayActorError:  # it had its restarts
+            return
 
 
 def _start_models(task: MapTask) -> list[Any]:
@@ -238,7 +258,9 @@ def _pool_size(task: MapTask, batches: int) -> int:
 
 
 def _init(address: str | None) -> None:
-    """Start Ray in this process, or connect to a cluster."""
+    """Start Ray in this process, or connect to a cluster. Raises UserError."""
+    if address is not None:
+        _knock(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray's core calls it an error that an actor which restarts has its arguments in the object store, which is how Ray
@@ -256,6 +278,22 @@ def _init(address: str | None) -> None:
             # "local": without it Ray joins any cluster that it finds started on this machine.
             ray.init(address=address or "local", **options)
     except ConnectionError as err:
+        raise UserError(
+            f"no Ray cluster at {address}: {err}. Start one with `ray start --head`, or leave --address out."
+        ) from err
+
+
+def _knock(address: str) -> None:
+    """Ray tries an address for minutes, so look first whether anything answers there. Raises UserError."""
+    scheme, _, place = address.rpartition("://")
+    if address == "auto" or scheme not in ("", "ray"):
+        return
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--address {address}: expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, OverflowError) as err:
         raise UserError(
             f"no Ray cluster at {address}: {err}. Start one with `ray start --head`, or leave --address out."
         ) from err

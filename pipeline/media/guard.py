@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import pipeline
 from pipeline.media import wire
+from pipeline.records import REASONS
 from pipeline.stage import Chunk, Rejected, Retryable, UserError
 
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from pipeline.media.guard_child import main; main()"
@@ -190,7 +191,7 @@ class Guard:
                 raise Retryable("decoder_crashed", f"{job}: {child.death()}") from None
             except wire.WireError as error:
                 raise Retryable("decoder_crashed", f"{job}: the child sent nonsense: {error}") from error
-            idle = header["kind"] in ("done", "rejected")
+            idle = header.get("kind") in ("done", "rejected")
             _raise_answer(job, header)
         finally:
             if not idle:
@@ -219,16 +220,14 @@ class Guard:
 
 
 def _raise_answer(job: str, header: Mapping[str, Any]) -> None:
-    match header["kind"]:
-        case "done":
-            return
-        case "rejected":
-            kind = Retryable if header["retry"] else Rejected
-            raise kind(header["reason"], header["detail"])
-        case "no_room":
-            raise no_scratch_room(f"{job}: {header['detail']}")
-        case _:
-            raise Retryable("decoder_crashed", f"{job}: {header.get('detail')}")
+    kind, reason, detail = (header.get(name) for name in ("kind", "reason", "detail"))
+    if kind == "done":
+        return
+    if kind == "rejected" and reason in REASONS:
+        raise (Retryable if header.get("retry") else Rejected)(str(reason), str(detail))
+    if kind == "no_room":
+        raise no_scratch_room(f"{job}: {detail}")
+    raise Retryable("decoder_crashed", f"{job}: {detail}")
 
 
 def no_scratch_room(detail: str) -> UserError:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.stage import Chunk
 
@@ -65,16 +66,22 @@ def unpack(text: bytes | bytearray) -> dict[str, Any]:
     return header
 
 
-def empty_chunk(header: Mapping[str, Any]) -> tuple[Chunk, list[np.ndarray]]:
+def empty_chunk(header: Mapping[str, Any]) -> tuple[Chunk, list[NDArray[Any]]]:
     """The chunk of a header, and its arrays in the order in which their bytes follow. Raises WireError."""
-    chunk = Chunk(arrays={}, info=dict(header["info"]))
-    arrays = []
-    for place, name, dtype, shape in header["arrays"]:
-        if place not in ("arrays", "info") or dtype not in _DTYPES or any(n < 0 for n in shape):
-            raise WireError(f"array {place}.{name} of {dtype} {shape}")
-        if math.prod(shape) * np.dtype(dtype).itemsize > MAX_ARRAY_BYTES:
-            raise WireError(f"array {place}.{name} of {dtype} {shape} is too large")
-        array = np.empty(shape, dtype)
-        (chunk.arrays if place == "arrays" else chunk.info)[name] = array
-        arrays.append(array)
+    try:
+        chunk = Chunk(arrays={}, info=dict(header["info"]))
+        arrays = [_place(chunk, *described) for described in header["arrays"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WireError(f"a chunk's header is not one: {error!r}") from error
     return chunk, arrays
+
+
+def _place(chunk: Chunk, place: str, name: str, dtype: str, shape: list[int]) -> NDArray[Any]:
+    """Put an empty array where it belongs. Raises WireError."""
+    if place not in ("arrays", "info") or dtype not in _DTYPES or any(n < 0 for n in shape):
+        raise WireError(f"array {place}.{name} of {dtype} {shape}")
+    if math.prod(shape) * np.dtype(dtype).itemsize > MAX_ARRAY_BYTES:
+        raise WireError(f"array {place}.{name} of {dtype} {shape} is too large")
+    array: NDArray[Any] = np.empty(shape, dtype)
+    (chunk.arrays if place == "arrays" else chunk.info)[name] = array
+    return array

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.media.open import open_bytes, uri_of
-from pipeline.sources.uri import base_name, folder_of, plain_text, scheme_of
+from pipeline.sources.uri import base_name, folder_of, key_text, plain_text, scheme_of
 from pipeline.stage import Rejected, UserError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ MAX_RECORD_CHARS = 16 * 2**20
 longest rows of Panda-70M, with the captions of a whole film, are far below it."""
 
 _HEAD_RECORDS = 100
+_SHOWN_COLUMNS, _SHOWN_CHARS = 20, 40
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class Manifest:
     @property
     def name(self) -> str:
         return base_name(self.place)
+
+    @property
+    def shown_columns(self) -> str:
+        """The column names for a message: the first few, each escaped and cut."""
+        shown = [key_text(name)[:_SHOWN_CHARS] for name in self.columns[:_SHOWN_COLUMNS]]
+        left = len(self.columns) - len(shown)
+        return ", ".join(shown) + (f" and {left} more" if left else "") or "none"
 
     @property
     def folder(self) -> str:
@@ -191,9 +199,11 @@ class _Lines:
 
 
 def _decoded(file: IO[bytes], shown: str) -> io.TextIOWrapper:
-    head = file.read(2)
-    if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    head = file.read(4096)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"manifest {shown!r} is UTF-16; save it as UTF-8")
+    if b"\0" in head:
+        raise UserError(f"manifest {shown!r} is not text: it holds NUL bytes. A CSV file in UTF-8 is expected")
     file.seek(0)
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 

@@ -29,8 +29,8 @@ def panda70m_rows(manifest: Manifest, media: MediaRoot) -> Iterator[Row]:
     """A row a video; source_key `panda70m/<videoID>`, whichever of the published files it is in. Raises UserError."""
     if not is_panda70m(manifest.columns):
         raise UserError(
-            f"manifest {manifest.name!r} has columns {', '.join(manifest.columns)}; Panda-70M's have"
-            f" {', '.join(_NEEDED)} and more. For another table use --adapter table"
+            f"manifest {manifest.name!r} has columns {manifest.shown_columns}; Panda-70M's have"
+            f" {', '.join(_NEEDED)} and more. For another table use --set sources.adapter=table"
         )
     for record in manifest.records:
         if record.error is not None:

@@ -34,7 +34,7 @@ def choose_columns(manifest: Manifest, uri_column: str | None, id_column: str | 
     if uri is None:
         raise UserError(
             f"manifest {manifest.name!r}: no column names the media; tried {', '.join(URI_COLUMNS)}; it has"
-            f" {', '.join(manifest.columns) or 'none'}. Name it with sources.uri_column"
+            f" {manifest.shown_columns}. Name it with --set sources.uri_column=NAME"
         )
     return Columns(uri, _column(manifest, id_column, ID_COLUMNS, "id_column"))
 
@@ -83,7 +83,7 @@ def _column(manifest: Manifest, wanted: str | None, tried: Sequence[str], option
         if wanted not in manifest.columns:
             raise UserError(
                 f"manifest {manifest.name!r} has no column {wanted!r} (sources.{option}); it has"
-                f" {', '.join(manifest.columns)}"
+                f" {manifest.shown_columns}"
             )
         return wanted
     by_lower = {name.lower(): name for name in reversed(manifest.columns)}

@@ -42,6 +42,8 @@ class Node:
     whole_set: bool
     """Its marker names the parts that count."""
     extra_tables: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    """Tables that a whole-set stage reads: their rows may change while the ids stay."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +213,13 @@ class Live:
         return self._number(f"SELECT count(*) FROM pending_{name}")
 
     def input_fingerprint(self, name: str) -> str:
-        """Hash of the set of input ids, whatever their order."""
-        above = self.upstream(name)
+        """Hash of the set of input ids, whatever their order, and for a whole-set stage of where their rows lie."""
+        above, node = self.upstream(name), self.nodes[name]
         assert above is not None, name
         self.load(above)
-        ids = f"SELECT DISTINCT out_key FROM live_{above}"
-        number, mixed = self._one(f"SELECT count(*), coalesce(bit_xor(md5_number(out_key)), 0) FROM ({ids})")
+        source = self.join_sql(f"SELECT DISTINCT out_key AS key FROM live_{above}", node.grain_in, node.reads)
+        item = ", ".join(["'|'", "k.key", *(f"t_{table}.{what}" for table in node.reads for what in ("part", "row"))])
+        number, mixed = self._one(f"SELECT count(*), coalesce(bit_xor(md5_number(concat_ws({item}))), 0) FROM {source}")
         return f"{number}-{int(mixed) & (2**128 - 1):032x}"
 
     def pointers(self, keys_sql: str, key_grain: Grain, tables: Sequence[str], ordered: bool = False) -> pa.Table:
@@ -291,9 +294,13 @@ def _read_marker(body: bytes | None) -> dict[str, Any] | None:
 
 
 def damaged(files: Files, err: duckdb.Error) -> UserError:
-    """A part that is missing or is not Parquet, in words. DuckDB names the file in its first line."""
+    """A part that is missing or is not Parquet, in words. DuckDB names the file in its first line, or behind the
+    traceback when our own reader stumbled; a store that cannot be reached stays just that."""
+    said = next(line for line in str(err).splitlines() if not line.startswith(("Traceback", " ")))
+    if said.startswith(f"{UserError.__name__}: "):
+        return UserError(said.partition(": ")[2])
     return UserError(
-        f"{files.root}: a file of this run folder cannot be read: {str(err).splitlines()[0]}. Restore it. Or remove "
+        f"{files.root}: a file of this run folder cannot be read: {said}. Restore it. Or remove "
         "it, and of a stage that sees the whole set (sources, select, export) its file in markers/ too: the same "
         "command with its inputs then computes again what was in it."
     )

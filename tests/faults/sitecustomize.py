@@ -1,7 +1,8 @@
-"""Breaks a run on purpose, and keeps a trace of its work. Loaded by every Python process that has this folder on PYTHONPATH.
+"""Breaks a run on purpose, and keeps a trace of its work. Every Python process with this folder on PYTHONPATH loads it.
 
-$HICOM_TEST_FAULTS names a folder. `trace.log` in it takes one line for every step of work: `begin STAGE ID PID`,
-`done STAGE ID PID`, `job NAME ID PID` (a guarded job). `rules.json` lists what to break, each rule one of
+$HICOM_TEST_FAULTS names a folder. `trace.log` in it takes a line `STEP NAME ID TIME` for every step of work: `stage` (a
+stage starts), `begin` and `done` (an attempt at an item), `job` (a guarded job), `load` (a model). `rules.json` lists
+what to break, each rule one of
 
     {"kill": "put_file" | "put", "match": REGEX, "nth": 1, "when": "before" | "after", "who": "all" | "self"}
     {"item": STAGE, "match": REGEX}              the worker dies each time it takes up such an item
@@ -43,18 +44,18 @@ def rules(kind: str) -> list[dict[str, Any]]:
 def trace(step: str, name: str, key: str) -> None:
     assert FOLDER is not None
     with open(FOLDER / "trace.log", "a") as log:
-        log.write(f"{step} {name} {key} {os.getpid()}\n")
+        log.write(f"{step} {name} {key} {time.time()}\n")
 
 
-def hits(rule: dict[str, Any]) -> int:
-    """How often the rule has been met now, over all processes."""
+def due_now(rule: dict[str, Any]) -> bool:
+    """Whether this is the nth time, over all processes, that the rule is met."""
     assert FOLDER is not None
     name = re.sub(r"\W+", "_", json.dumps(rule, sort_keys=True))
     count = 1
     while True:
         try:
-            os.close(os.open(FOLDER / f"hit-{name}-{count}", os.O_CREAT | os.O_EXCL))
-            return count
+            os.close(os.open(FOLDER / f"met-{name}-{count}", os.O_CREAT | os.O_EXCL))
+            return count == int(rule.get("nth", 1))
         except FileExistsError:
             count += 1
 
@@ -94,7 +95,7 @@ def break_files(module: ModuleType) -> None:
         due = [
             rule
             for rule in rules("kill")
-            if rule["kill"] == original.__name__ and re.search(rule["match"], relative) and hits(rule) == rule.get("nth", 1)
+            if rule["kill"] == original.__name__ and re.search(rule["match"], relative) and due_now(rule)
         ]
         if not due or due[0].get("when") != "before":
             original(files, *args)
@@ -147,7 +148,7 @@ def break_model(module: ModuleType) -> None:
 
     async def infer(actor: Any, chunk: Any) -> Any:
         for rule in rules("model"):
-            if rule["model"] == actor.stage_name and hits(rule) == rule.get("nth", 1):
+            if rule["model"] == actor.stage_name and due_now(rule):
                 kill_self()
         return await answer(actor, chunk)
 
@@ -160,11 +161,20 @@ def break_model(module: ModuleType) -> None:
     module._ModelActor.infer = infer
 
 
+def trace_stages(module: ModuleType) -> None:
+    def run_stage(original: Callable[..., Any], runner: Any, stage: Any, **options: Any) -> Any:
+        trace("stage", stage.name, "-")
+        return original(runner, stage, **options)
+
+    wrap(module.Runner, "_run_stage", run_stage)
+
+
 BREAKS: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.store.files": break_files,
     "pipeline.engine.attempt": break_attempts,
     "pipeline.engine.ray_data": break_model,
     "pipeline.media.guard_child": break_decoder,
+    "pipeline.runner": trace_stages,
 }
 
 

@@ -54,6 +54,14 @@ def test_arrays_that_no_child_sends_are_refused(array: list[object]) -> None:
         wire.empty_chunk({"info": {}, "arrays": [array]})
 
 
+@pytest.mark.parametrize(
+    "header", [{}, {"info": {}, "arrays": [[]]}, {"info": 3, "arrays": []}, {"info": {}, "arrays": 3}]
+)
+def test_chunks_that_are_none_are_refused(header: dict[str, object]) -> None:
+    with pytest.raises(wire.WireError):
+        wire.empty_chunk(header)
+
+
 def test_headers_that_no_child_sends_are_refused() -> None:
     with pytest.raises(wire.WireError, match="bytes"):
         wire.header_length(b"\xff\xff\xff\xff")

@@ -222,6 +222,7 @@ def create_all(root: str, names: list[str]) -> list[bool]:
     return [files.create(name, b"%d" % os.getpid()) for name in names]
 
 
+@pytest.mark.slow
 def test_one_of_four_processes_creates(shared_files: Files) -> None:
     names = [f"lock/{i}" for i in range(40)]
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.records import Grain
-from pipeline.store.files import Files, open_files
+from pipeline.stage import UserError
+from pipeline.store.files import Files, RemoteFiles, open_files
 from pipeline.store.live import AMENDMENT, Counts, Live, Node
 from pipeline.store.tables import ItemResult, PartReader
 from tests.store.conftest import make_root
@@ -343,6 +344,36 @@ def test_markers_of_another_fingerprint_do_not_count(local: Files) -> None:
     marker = live.marker("select")
     assert marker is not None and marker["rows"] == 2
     assert live.parts("select") == marker["parts"] and live.reject_parts("select") == marker["reject_parts"]
+
+
+def test_a_damaged_part_is_named(files: Files) -> None:
+    list_sources(files, ["a"])
+    name = commit(files, INGEST, [done(INGEST, "a", ["va"])])
+    files.put(f"tables/ingest/{name}", b"not Parquet at all")
+    with pytest.raises(UserError, match=rf"cannot be read: .*{name}.* Restore it"):
+        Live(files, CHAIN).counts("ingest")
+
+
+def test_a_store_that_cannot_be_reached_is_no_damage(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody must be told to remove a part because the network is down."""
+    files = open_files(f"{s3}/outage")
+    assert isinstance(files, RemoteFiles)
+    list_sources(files, ["a"])
+
+    def outage(*_: object) -> bytes:
+        raise UserError("s3://videos/outage: cannot be reached: so")
+
+    monkeypatch.setattr(files, "get_range", outage)
+    with pytest.raises(UserError) as caught:
+        Live(files, CHAIN).counts("sources")
+    assert str(caught.value) == "s3://videos/outage: cannot be reached: so"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"fingerprint": "f0select"}'])
+def test_a_marker_cut_short_is_no_marker(local: Files, body: bytes) -> None:
+    live = fill(local)
+    local.put("markers/select.json", body)
+    assert live.marker("select") is None and live.counts("select").missing == 3
 
 
 def many(files: Files, items: int, per_part: int) -> float:

@@ -161,6 +161,7 @@ def take(root: str, tried: str) -> str:
         return "refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stale", [False, True], ids=["free", "stale"])
 def test_of_racing_takers_one_wins(shared_files: Files, tmp_path: Path, stale: bool) -> None:
     if stale:
