@@ -66,7 +66,7 @@ class Bench:
         return ["run", self.videos, "--out", run, "--engine", self.engine, *sets]
 
     def killed(self, name: str, who: str, moment_s: float | None) -> dict[str, Any]:
-        """One run, killed and continued: at `moment_s` seconds of the uninterrupted run, or by the rule of this name."""
+        """One run, killed and continued: at this second of the uninterrupted run, or by the rule of this name."""
         run, command = self.work / "killed", Command(self.work / "killed.faults")
         for folder in (run, command.faults):
             shutil.rmtree(folder, ignore_errors=True)

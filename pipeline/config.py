@@ -117,7 +117,7 @@ def load_profile(name: str) -> dict[str, Any]:
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """`a.b=c` texts as {"a.b": value}, the value read as YAML. Raises UserError."""
+    """`a.b=c` texts as {"a.b": value}, the value read as YAML, or as text when it is none. Raises UserError."""
     overrides: dict[str, Any] = {}
     for text in texts:
         path, equals, value = text.partition("=")
@@ -125,8 +125,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {text}: expected section.key=value, such as --set split.threshold=30")
         try:
             overrides[path.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as err:
-            raise UserError(f"--set {text}: the value is not YAML: {err}") from err
+        except yaml.YAMLError:  # such as a pattern that begins with {id}
+            overrides[path.strip()] = value
     return overrides
 
 
@@ -202,7 +202,7 @@ def _explain(error: Any) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_keys(location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known) or 'none'}"
         return f"config: unknown key {path}; {hint}"
     if error["type"] in ("missing", "missing_argument"):
         return f"config: {path} is missing"

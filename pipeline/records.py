@@ -144,7 +144,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("grid_embeddings", pa.list_(_F32), "their embeddings, unit length, one after another (flattened)"),
         Column("embedding_dim", _I32, "length of one embedding"),
         Column("frames_decoded", _I64, "frames decoded"),
-        Column("decode_errors", _I64, "packets that did not decode, and a stream cut short counts one"),
+        Column("decode_errors", _I64, "packets lost or damaged, frames patched up, and one for a stream cut short"),
     ),
     "split": (
         _VIDEO_ID,

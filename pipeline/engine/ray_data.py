@@ -33,7 +33,7 @@ from pipeline.stage import Chunk, Rejected, Retryable, TwoStepStage, UserError
 from pipeline.store.lock import LockLost
 
 MODEL_RESTARTS = 3
-"""Times a model's actor is started again after its death, before its items become engine_error."""
+"""Times a model's actor is started again after its death, before the stage gives up."""
 RESTART_POLL_S = 0.5
 """Seconds between two looks whether a model's process is there again."""
 WORKER_RETRIES: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
@@ -213,16 +213,16 @@ class _RayAnswer:
 
 
 def _wait_until_back(actor: Any) -> None:
-    """Wait until a model's process that died is there again, or never will be: a call in between fails at once and
-    would cost its item an attempt."""
+    """Wait until a model's process that died is there again: a call in between fails at once and would cost its item
+    an attempt. Raises StageFailed when it will not come back: else every item left would be rejected for it."""
     while True:
         try:
             ray.get(actor.ready.remote())
             return
         except ray.exceptions.ActorUnavailableError:
             time.sleep(RESTART_POLL_S)
-        except ray.exceptions.RayActorError:  # it had its restarts
-            return
+        except ray.exceptions.RayActorError as err:
+            raise StageFailed(f"the model's process died more than {MODEL_RESTARTS} times", str(err)) from err
 
 
 def _start_models(task: MapTask) -> list[Any]:

@@ -187,8 +187,8 @@ def _open_failure(head: bytes, error: Any) -> Rejected:
 def video_stream(container: InputContainer) -> VideoStream:
     """The stream to decode, the first of several (as OpenCV and PySceneDetect choose), with all others switched off.
 
-    One decoder thread: least CPU time, and a damaged packet costs no good frame around it (with frame threads it
-    does); workers run side by side instead.
+    One decoder thread: workers run side by side instead, and a damaged packet costs no good frame around it (with
+    frame threads it does).
 
     Raises Rejected: `no_video_stream` (cover art does not count), `unreadable` (no decoder for the codec).
     """

@@ -43,7 +43,7 @@ def run(looks: list[float], shots: list[tuple[int, int]], fps: int = 10, every: 
         "time_base_num": 1,
         "time_base_den": 1000,
     }
-    stage = Dedup(DedupConfig(**config))
+    stage = Dedup(DedupConfig(**{"thresholds": {MODEL: 0.9}, **config}))
     output = stage.apply(row, cast(Workspace, None))
     assert stage.shots_in(row) == stage.shots_out(output) + len(output.shot_rejects)
     return output
