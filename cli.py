@@ -24,6 +24,8 @@ WIDE = 10_000
 """Columns where the output is no terminal: a table's rows stay whole, and whoever reads them breaks the lines."""
 out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 STAGES: dict[str, str] = {
     "ingest": "Read each video's header and give it an id.",
@@ -303,10 +305,9 @@ def _guarded(call: Callable[[], Any]) -> int:
     from pipeline.stage import UserError
 
     try:
-        return int(call() or 0)
+        code = int(call() or 0)
     except (typer.Abort, KeyboardInterrupt):
-        err.print("\nstopped. What was committed is safe; the same command goes on from there.")
-        return 130
+        code = STOPPED
     except TyperException as error:  # a command or an option that is not known, or a value that does not fit
         if message := error.format_message():  # empty when the help was printed instead
             command = getattr(getattr(error, "ctx", None), "command_path", "hicom")
@@ -320,6 +321,9 @@ def _guarded(call: Callable[[], Any]) -> int:
 
         err.print(f"failed: {failure_message(error)}", markup=False, highlight=False, soft_wrap=True)
         return 1
+    if code == STOPPED:  # Typer turns Ctrl-C into this code
+        err.print("\nstopped. What was committed is safe; the same command goes on from there.")
+    return code
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def refused(*args: object, code: int = 2) -> str:
     """Run a command that must be refused; what it says, in one message that starts with `error:` (2) or `failed:`."""
     said = hicom(*args, code=code)
     assert said.err.startswith("error: " if code == 2 else "failed: "), said
-    assert said.err.count("error: ") + said.err.count("failed: ") == 1, said
+    assert said.err.count("\nerror: ") + said.err.count("\nfailed: ") == 0, said
     return said.err
 
 

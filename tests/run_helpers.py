@@ -56,7 +56,7 @@ class Command:
             **os.environ,
             "HICOM_TEST_FAULTS": str(self.faults),
             "HICOM_TEST_TOKEN": self.token,
-            "PYTHONPATH": os.pathsep.join([str(FAULTS), str(ROOT)]),
+            "PYTHONPATH": os.pathsep.join([str(FAULTS), str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "COLUMNS": "200",
         }
         return subprocess.Popen(

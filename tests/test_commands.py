@@ -19,7 +19,7 @@ from pipeline.session import Session, open_session
 from pipeline.stage import UserError
 from pipeline.stages.split import Split
 from pipeline.store.live import Counts
-from pipeline.store.lock import LockLost
+from pipeline.store.lock import Lock, LockLost
 from tests.tiny import Notes
 
 
@@ -218,7 +218,7 @@ def test_states_of_a_stage(own: Path, poems: Path) -> None:
     run(own)
     assert states(own)["ingest"] == "done"
     session = open_session(str(own))
-    with commands.Lock(session.files) as lock:
+    with Lock(session.files) as lock:
         Runner(session, lock.epoch, LocalEngine, Told()).list_sources([])
     assert states(own)["ingest"] == "new input"
     run(own, poems, stages=RunRequest("").stages)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +39,20 @@ def tour(run: str, console: Console) -> None:
         ).fetchall()
         _print_clip(console, clip, pairs)
     console.print("\nNext:", highlight=False)
-    for command in (
-        f"hicom query {run}",
-        f"hicom query {run} 'SELECT category, count(*) AS clips FROM clips GROUP BY category'",
-        f"hicom rejects {run}",
-        f"hicom stats {run}",
-        f"hicom run --out {run} --set split.threshold=30",
-        "hicom run MY_VIDEOS --profile demo --out MY_RUN",
+    for words in (
+        f"query {run}",
+        f"query {run} 'SELECT category, count(*) AS clips FROM clips GROUP BY category'",
+        f"rejects {run}",
+        f"stats {run}",
+        f"run --out {run} --set split.threshold=30",
+        "run MY_VIDEOS --profile demo --out MY_RUN",
     ):
-        console.print("  " + command, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {_hicom()} {words}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _hicom() -> str:
+    """How to call this program from here: by its name when that is on the path, as after `make demo` it is not."""
+    return "hicom" if shutil.which("hicom") else os.path.relpath(sys.argv[0])
 
 
 def _print_clip(console: Console, clip: tuple[Any, ...], pairs: list[tuple[str, str]]) -> None:

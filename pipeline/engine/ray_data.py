@@ -109,7 +109,7 @@ class _RayWorker:
     """A StageWorker as Ray Data wants it: batches of pointers in, batches of tallies out."""
 
     def __init__(self, task: MapTask, models: list[Any]) -> None:
-        self._worker = StageWorker(task, _RayModels(models) if models else None)
+        self._worker = StageWorker(task, _RayModels(task.stage.name, models) if models else None)
 
     def __call__(self, pointers: pa.Table) -> Iterator[dict[str, list[Any]]]:
         try:
@@ -181,16 +181,18 @@ class _ModelActor:
 class _RayModels:
     """The model's actors as one client; the replica with the fewest chunks of this worker is next."""
 
-    def __init__(self, actors: list[Any]) -> None:
+    def __init__(self, stage: str, actors: list[Any]) -> None:
+        self._stage = stage
         self._actors = actors
         self._turn = itertools.count(os.getpid())
 
     def submit(self, chunk: Chunk) -> Answer:
-        return _RayAnswer(self._actors[next(self._turn) % len(self._actors)], chunk)
+        return _RayAnswer(self._stage, self._actors[next(self._turn) % len(self._actors)], chunk)
 
 
 class _RayAnswer:
-    def __init__(self, actor: Any, chunk: Chunk) -> None:
+    def __init__(self, stage: str, actor: Any, chunk: Chunk) -> None:
+        self._stage = stage
         self._actor = actor
         self._ref = actor.infer.remote(chunk)
 
@@ -202,7 +204,7 @@ class _RayAnswer:
         try:
             answer = ray.get(self._ref)
         except ray.exceptions.RayActorError as err:
-            _wait_until_back(self._actor)
+            _wait_until_back(self._stage, self._actor)
             raise Retryable("engine_error", f"the model's process died: {err}") from err
         except ray.exceptions.RayTaskError as err:  # a defect of the model, as it was raised there
             raise err.cause from err
@@ -212,7 +214,7 @@ class _RayAnswer:
         raise (Retryable if retry else Rejected)(reason, detail)
 
 
-def _wait_until_back(actor: Any) -> None:
+def _wait_until_back(stage: str, actor: Any) -> None:
     """Wait until a model's process that died is there again: a call in between fails at once and would cost its item
     an attempt. Raises StageFailed when it will not come back: else every item left would be rejected for it."""
     while True:
@@ -222,7 +224,8 @@ def _wait_until_back(actor: Any) -> None:
         except ray.exceptions.ActorUnavailableError:
             time.sleep(RESTART_POLL_S)
         except ray.exceptions.RayActorError as err:
-            raise StageFailed(f"the model's process died more than {MODEL_RESTARTS} times", str(err)) from err
+            message = f"stage {stage}: its model's process died more than {MODEL_RESTARTS} times"
+            raise StageFailed(message, str(err)) from err
 
 
 def _start_models(task: MapTask) -> list[Any]:

@@ -1,7 +1,7 @@
 """What DuckDB sees of a run folder behind a URL: its parts, to read, as `parts://<path in the run folder>`.
 
 Given the store's own file system, DuckDB asks for a part's existence, size and time seven times before it reads it.
-Here one listing answers for a folder, and a small part is one request. Paths are taken as they are, never as
+Here one listing answers for a folder, and two requests read a part's ids: its end and its beginning. Paths are taken as they are, never as
 patterns, so the run folder may have any name.
 """
 
@@ -13,17 +13,13 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from pipeline.store.files import RemoteFiles
-
-PROTOCOL = "parts"
-READ_WHOLE_BYTES = 1 << 20
-"""A part up to this size is read whole at once; of a larger one what is asked for, and as much ahead."""
+from pipeline.store.files import READ_AHEAD_BYTES, RemoteFiles
 
 
 class RemoteParts(AbstractFileSystem):  # type: ignore[misc]
     """A read-only file system over the parts of one run folder."""
 
-    protocol = PROTOCOL
+    protocol = "parts"
     cachable = False
 
     def __init__(self, files: RemoteFiles) -> None:
@@ -47,9 +43,9 @@ class RemoteParts(AbstractFileSystem):  # type: ignore[misc]
         return datetime(2000, 1, 1, tzinfo=UTC)
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> AbstractBufferedFile:
-        size = self.info(path)["size"]
-        cache = "all" if size <= READ_WHOLE_BYTES else "readahead"
-        return _Part(self, path, mode, block_size=READ_WHOLE_BYTES, cache_type=cache, size=size)
+        return _Part(
+            self, path, mode, block_size=READ_AHEAD_BYTES, cache_type="readahead", size=self.info(path)["size"]
+        )
 
     def fetch(self, path: str, start: int, end: int) -> bytes:
         """Some bytes of a part."""

@@ -7,7 +7,7 @@ what to break, each rule one of
     {"kill": "put_file" | "put", "match": REGEX, "nth": 1, "when": "before" | "after", "who": "all" | "self"}
     {"item": STAGE, "match": REGEX}              the worker dies each time it takes up such an item
     {"decoder": JOB, "match": REGEX, "how": "crash" | "hang"}   the guarded child dies or hangs on such a file
-    {"model": STAGE, "nth": 1}                   the model's process dies at its nth call, once in the run
+    {"model": STAGE, "nth": 1 | "each"}          the model's process dies at its nth call, once in the run, or at each
 
 A `kill` rule fires once, at the nth time (over all processes) that a path of the run folder matches. `all` are the
 processes with the same $HICOM_TEST_TOKEN: the driver, its workers and their children, the one that finds the rule last.
@@ -55,7 +55,7 @@ def due_now(rule: dict[str, Any]) -> bool:
     while True:
         try:
             os.close(os.open(FOLDER / f"met-{name}-{count}", os.O_CREAT | os.O_EXCL))
-            return count == int(rule.get("nth", 1))
+            return rule.get("nth", 1) in (count, "each")
         except FileExistsError:
             count += 1
 

@@ -11,7 +11,7 @@ from pipeline.stage import Row
 from pipeline.store.files import Files
 from pipeline.store.live import AMENDMENT, Live
 from pipeline.store.lock import Epoch, LockLost
-from pipeline.store.retry import forget
+from pipeline.store.retry import forget, forget_items
 from pipeline.store.tables import ItemResult, from_arrow
 from tests.store.rows import (
     CHAIN,
@@ -185,6 +185,26 @@ def test_an_amendment_stands(local: Files) -> None:
     assert forget(live, "timeout", put_lock(local, 2)) == 1
     assert live_rows(live, "ingest") == [("a", "same")]
     assert live_rejects(live, "ingest") == [("b", None, "duplicate_id")]
+
+
+def test_an_amendment_of_others_is_not_made_lasting(local: Files) -> None:
+    """One amendment rejects two twins; one of them is forgotten. The other's reject still ends with its reason."""
+    list_sources(local, ["a", "b", "d"])
+    commit(local, INGEST, [done(INGEST, key, ["same"]) for key in "abd"])
+    amended = [ItemResult(key, [], [reject(key, "duplicate_id")]) for key in "bd"]
+    commit(local, INGEST, amended, 1, AMENDMENT)
+    forget_items(Live(local, CHAIN), "ingest", ["b"], put_lock(local, 2))
+    list_sources(local, ["d"])
+    assert live_rows(Live(local, CHAIN), "ingest") == [("d", "same")]
+
+
+def test_an_item_with_rows_is_forgotten(local: Files) -> None:
+    live = fill(local)
+    forget_items(live, "ingest", ["e", "d"], put_lock(local, 2))
+    assert pending(live, "ingest") == ["d", "e"] and live_rows(live, "ingest") == [("a", "va")]
+    before = local.list("")
+    forget_items(live, "ingest", [], put_lock(local, 2))
+    assert local.list("") == before
 
 
 def test_a_whole_set_stage_runs_again(local: Files) -> None:
