@@ -96,7 +96,7 @@ def _run(rows: int, engine: MapEngine) -> tuple[float, float, float]:
 
 def _source(i: int) -> Row:
     key = f"row-{i:07d}"
-    empty = {"given_id": None, "meta": "{}", "problem": None, "problem_detail": None}
+    empty = {"given_id": None, "meta": "{}", "stamp": None, "problem": None, "problem_detail": None}
     return {"source_key": key, "dataset": "none", "uri": f"/nowhere/{key}.mp4", **empty}
 
 

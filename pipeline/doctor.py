@@ -39,6 +39,10 @@ class Check:
     found: str
 
 
+class _Lacking(Exception):
+    """What the machine lacks, and what to do."""
+
+
 def checks() -> list[Check]:
     """All checks, in the order of a run's needs."""
     return [
@@ -57,6 +61,8 @@ def _check(name: str, look: Callable[[], str]) -> Check:
         return Check(name, True, look())
     except importlib.metadata.PackageNotFoundError:
         return Check(name, False, "not installed; run: pip install hicom-248k-builder")
+    except _Lacking as err:
+        return Check(name, False, str(err))
     except Exception as err:  # whatever is wrong with the machine is the finding
         return Check(name, False, f"{type(err).__name__}: {err}")
 
@@ -70,7 +76,7 @@ def _codecs(names: tuple[str, ...], mode: Literal["r", "w"]) -> str:
 
     missing = missing_codecs(names, mode)
     if missing:
-        raise RuntimeError(f"missing: {', '.join(missing)}; install the av wheel from PyPI, which carries them")
+        raise _Lacking(f"missing: {', '.join(missing)}; install the av wheel from PyPI, which carries them")
     return ", ".join(names)
 
 
@@ -88,7 +94,5 @@ def _scratch() -> str:
     folder = tempfile.gettempdir()
     free_gib = shutil.disk_usage(folder).free / 2**30
     if free_gib < SCRATCH_GIB:
-        raise RuntimeError(
-            f"{free_gib:.1f} GiB free in {folder}; set TMPDIR to a folder with {SCRATCH_GIB} GiB or more"
-        )
+        raise _Lacking(f"{free_gib:.1f} GiB free in {folder}; set TMPDIR to a folder with {SCRATCH_GIB} GiB or more")
     return f"{free_gib:.0f} GiB free in {folder}"

@@ -94,6 +94,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("uri", _S, "where the media is: a local path, or a URL that fsspec opens"),
         Column("given_id", _S, "the id that the manifest gives; null: take it from the content", nullable=True),
         Column("meta", _S, "the manifest's other columns, as a JSON object"),
+        Column("stamp", _S, "size:mtime_ns of a local file found by path; a change is ingested again", nullable=True),
         Column("problem", _S, "reject reason found while listing; null when the row is sound", nullable=True),
         Column("problem_detail", _S, "what is wrong with the row, for people", nullable=True),
     ),

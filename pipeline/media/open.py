@@ -132,7 +132,7 @@ def open_media(uri: str) -> InputContainer:
 
     source = open_bytes(uri)
     try:
-        head = source.read(512)
+        head = _read_head(source)
         _refuse_non_video(head)
         path = local_path(uri)
         target: Any = source
@@ -162,6 +162,15 @@ def open_media(uri: str) -> InputContainer:
     except BaseException:
         source.close()
         raise
+
+
+def _read_head(source: BinaryIO) -> bytes:
+    try:
+        return source.read(512)
+    except MemoryError:
+        raise
+    except Exception as error:  # a disk that fails, or a storage driver's own class
+        raise Retryable("missing", f"it cannot be read: {_os_detail(error)}") from error
 
 
 def _refuse_non_video(head: bytes) -> None:

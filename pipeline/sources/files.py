@@ -36,7 +36,8 @@ time through a symbolic link, and run folders of this program (their clips are n
 
 def file_row(place: str, name: str) -> Row:
     """The row of a file named explicitly, by the row's form of its place (`uri.resolve`)."""
-    return source_row(name, base_name(folder_of(local_path(place) or place)), place)
+    path = local_path(place)
+    return _stamped(source_row(name, base_name(folder_of(path or place)), place), path)
 
 
 def folder_rows(root: str, label: str, ignored: Counter[str]) -> Iterator[Row]:
@@ -75,14 +76,24 @@ def glob_rows(pattern: str, label: str, ignored: Counter[str]) -> Iterator[Row]:
             if "**" not in pattern:  # `**` matches what is in it, too
                 yield from _local_rows(path, name, base_name(root), ignored)
         elif explicit or _is_video(path):
-            yield source_row(name, base_name(root), resolve(path, "/"))
+            yield _stamped(source_row(name, base_name(root), resolve(path, "/")), path)
         else:
             ignored[_kind(path)] += 1
 
 
 def _local_rows(root: str, label: str, dataset: str, ignored: Counter[str]) -> Iterator[Row]:
     for relative, problem in _walk(root, ignored):
-        yield source_row(f"{label}/{relative}", dataset, resolve(os.path.join(root, relative), "/"), problem=problem)
+        path = os.path.join(root, relative)
+        yield _stamped(source_row(f"{label}/{relative}", dataset, resolve(path, "/"), problem=problem), path)
+
+
+def _stamped(row: Row, path: str | None) -> Row:
+    """The row of a local file with what changes when the file does: a download that is finished later, say."""
+    try:
+        status = os.stat(path) if path is not None else None
+    except OSError:
+        return row
+    return {**row, "stamp": f"{status.st_size}:{status.st_mtime_ns}"} if status else row
 
 
 def _walk(root: str, ignored: Counter[str]) -> Iterator[tuple[str, Problem | None]]:

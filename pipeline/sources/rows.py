@@ -39,6 +39,7 @@ def source_row(
         "uri": uri,
         "given_id": given_id,
         "meta": meta,
+        "stamp": None,
         "problem": problem.reason if problem else None,
         "problem_detail": plain_text(problem.detail) if problem else None,
     }

@@ -1,8 +1,8 @@
 """What DuckDB sees of a run folder behind a URL: its parts, to read, as `parts://<path in the run folder>`.
 
 Given the store's own file system, DuckDB asks for a part's existence, size and time seven times before it reads it.
-Here one listing answers for a folder, and two requests read a part's ids: its end and its beginning. Paths are taken as they are, never as
-patterns, so the run folder may have any name.
+Here one listing answers for a folder, and two requests read a part's ids: its end and its beginning. Paths are taken
+as they are, never as patterns, so the run folder may have any name.
 """
 
 from __future__ import annotations

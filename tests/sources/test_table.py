@@ -44,6 +44,7 @@ def test_csv(tmp_path: Path) -> None:
         "uri": str(tmp_path / "a.mp4"),
         "given_id": "x",
         "meta": '{"title": "A \\"b\\", c"}',
+        "stamp": None,
         "problem": None,
         "problem_detail": None,
     }

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import replace
-from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from pipeline.records import Grain
@@ -24,7 +21,6 @@ from tests.store.rows import (
     INGEST,
     SCAN,
     SELECT,
-    SOURCES,
     commit,
     done,
     failed,
@@ -374,37 +370,3 @@ def test_a_marker_cut_short_is_no_marker(local: Files, body: bytes) -> None:
     live = fill(local)
     local.put("markers/select.json", body)
     assert live.marker("select") is None and live.counts("select").missing == 3
-
-
-def many(files: Files, items: int, per_part: int) -> float:
-    """Seconds to see what is live of so many items."""
-    list_sources(files, [f"s{i}" for i in range(items)])
-    base = done(INGEST, "s", ["v"])
-    for start in range(0, items, per_part):
-        numbers = range(start, start + per_part)
-        commit(
-            files,
-            INGEST,
-            [ItemResult(f"s{i}", [{**base.rows[0], "source_key": f"s{i}", "video_id": f"v{i}"}]) for i in numbers],
-        )
-    live = Live(files, [SOURCES, INGEST, EMBED])
-    started = time.perf_counter()
-    assert live.counts("ingest").items_done == items
-    assert live.pending("embed") == items
-    pointers: pa.Table = live.pointers("SELECT key FROM pending_embed", Grain.VIDEO, ["ingest"])
-    assert pointers.num_rows == items
-    return time.perf_counter() - started
-
-
-@pytest.mark.slow
-def test_a_hundred_thousand_items(local: Files) -> None:
-    assert many(local, 100_000, 2_000) < 20
-
-
-@pytest.mark.slow
-def test_thousands_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time grows with the number of parts, not with its square."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-    few = many(open_files(str(tmp_path / "few")), 200, 1)
-    more = many(open_files(str(tmp_path / "many")), 2_000, 1)
-    assert more < 25 * few + 2

@@ -194,6 +194,7 @@ def test_an_amendment_of_others_is_not_made_lasting(local: Files) -> None:
     amended = [ItemResult(key, [], [reject(key, "duplicate_id")]) for key in "bd"]
     commit(local, INGEST, amended, 1, AMENDMENT)
     forget_items(Live(local, CHAIN), "ingest", ["b"], put_lock(local, 2))
+    assert all(AMENDMENT in path for path in local.list("rejects"))
     list_sources(local, ["d"])
     assert live_rows(Live(local, CHAIN), "ingest") == [("d", "same")]
 

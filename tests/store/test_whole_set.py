@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.store import whole_set
-from pipeline.store.files import Files, open_files
+from pipeline.store.files import Files
 from pipeline.store.live import Live
 from pipeline.store.lock import LockLost
-from pipeline.store.tables import ItemResult
 from pipeline.store.whole_set import WholeSetReader, WholeSetWriter, write_marker
 from tests.store.rows import (
     CHAIN,
@@ -238,27 +236,3 @@ def test_the_reader_gives_a_clip_its_videos_columns(local: Files) -> None:
 def test_the_reader_of_an_empty_set(files: Files) -> None:
     reader = WholeSetReader(Live(files, CHAIN), SELECT)
     assert list(reader.batches(["embed.embedding", "ingest.dataset"], ordered=True)) == []
-
-
-@pytest.mark.slow
-def test_an_ordered_stream_reads_every_part_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids scattered over many parts: the time does not grow with batches times parts."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-
-    def seconds(name: str, parts: int) -> float:
-        files = open_files(str(tmp_path / name))
-        base = random_row("embed", 1)
-        ids = random.Random(3).sample(range(parts * 20), parts * 20)
-        list_sources(files, [f"s{i}" for i in ids])
-        row = random_row("ingest", 1)
-        commit(files, INGEST, [ItemResult(f"s{i}", [{**row, "source_key": f"s{i}", "video_id": f"v{i}"}]) for i in ids])
-        for part in range(parts):
-            commit(files, EMBED, [ItemResult(f"v{i}", [{**base, "video_id": f"v{i}"}]) for i in ids[part::parts]])
-        live = Live(files, CHAIN)
-        started = time.perf_counter()
-        rows = sum(map(len, WholeSetReader(live, SELECT).batches(["embed.embedding", "embed.model"], ordered=True)))
-        assert rows == parts * 20
-        return time.perf_counter() - started
-
-    few = seconds("few", 100)
-    assert seconds("many", 1_000) < 25 * few + 2
