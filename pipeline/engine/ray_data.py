@@ -76,6 +76,9 @@ class RayEngine:
         try:
             for row in _tallies(task, batches, models).iter_rows():
                 progress(_read_tally(row))
+        except ray.exceptions.RayError as err:  # its words hold a whole trace; the last line says what was wrong
+            last = str(err).strip().splitlines()[-1]
+            raise StageFailed(f"stage {task.stage.name}: Ray's workers failed: {last}", str(err)) from err
         finally:
             for model in models:
                 ray.kill(model)
@@ -179,7 +182,7 @@ class _ModelActor:
 
 
 class _RayModels:
-    """The model's actors as one client; the replica with the fewest chunks of this worker is next."""
+    """The model's actors as one client: they take turns, and each worker begins with another."""
 
     def __init__(self, stage: str, actors: list[Any]) -> None:
         self._stage = stage

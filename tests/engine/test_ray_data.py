@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,19 @@ def test_rows_that_do_not_fit_are_no_dead_worker(tmp_path: Path, engine: RayEngi
     assert live_rejects(session.live(), "ingest") == []
 
 
+class Unknown(TinyIngest):
+    """A stage that a worker cannot load, as where a package is missing there."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return import_module, ("no_such_package",)
+
+
+def test_a_worker_that_cannot_start_is_no_dead_worker(tmp_path: Path, engine: RayEngine) -> None:
+    session, told = fail(tmp_path, engine, Unknown(), StageFailed)
+    assert told.startswith("stage ingest: Ray's workers failed: ") and "no_such_package" in told
+    assert live_rejects(session.live(), "ingest") == []
+
+
 def embed(tmp_path: Path, engine: RayEngine, load: type[Model], count: int = 4) -> Session:
     session = tiny_session(tmp_path, TinyIngest(), TinyEmbed(load_with=load, needs=slow_small()))
     run(session, engine, count)
@@ -160,9 +174,9 @@ class Picky(Levels):
 
 
 def test_a_model_that_does_not_load_is_told_in_its_own_words(tmp_path: Path, engine: RayEngine) -> None:
-    with pytest.raises(UserError, match="^no weights at /models/x$"):
+    with pytest.raises(UserError, match=r"^no weights at /models/x$"):
         embed(tmp_path / "a", engine, Missing)
-    with pytest.raises(StageFailed, match="^stage embed: its model did not load: RuntimeError: CUDA out of memory$"):
+    with pytest.raises(StageFailed, match=r"^stage embed: its model did not load: RuntimeError: CUDA out of memory$"):
         embed(tmp_path / "b", engine, Broken)
 
 
