@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -240,7 +241,12 @@ def _table(rows: pa.Table, console: Console) -> None:
     console.print(table)
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, changes its colours or turns text around; line breaks and tabs may stay."""
+
+
 def _cell(value: Any) -> str:
+    """A value for a terminal: what strangers wrote must not steer it."""
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
-    return str(_flat(value))
+    return _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", str(_flat(value)))

@@ -73,6 +73,11 @@ def test_names_are_shown_as_they_are(form: str, finished: Path) -> None:
         assert shown in said
 
 
+def test_no_text_steers_the_terminal(finished: Path) -> None:
+    said = hicom("query", finished, "SELECT 'a' || chr(27) || '[31m' || chr(8238) || 'b' AS said").out
+    assert "a\\u001b[31m\\u202eb" in said and "\x1b" not in said
+
+
 BAD_IDS = ["../../x", "/etc/passwd", "a b", "a\nb", ".hidden", "x" * 129, "é", "<b>", "a'b", ""]
 SOUND_IDS = ["-", "--help", "a.b", "x" * 128]
 
@@ -80,9 +85,8 @@ SOUND_IDS = ["-", "--help", "a.b", "x" * 128]
 def test_ids_of_a_manifest_are_sound_or_refused(tmp_path: Path) -> None:
     clips.write_clip(tmp_path / "disc.mp4", clips.disc(60))
     manifest = tmp_path / "rows.jsonl"
-    manifest.write_text(
-        "".join(json.dumps({"path": "disc.mp4", "id": given}) + "\n" for given in (*BAD_IDS, *SOUND_IDS))
-    )
+    rows = [{"path": "disc.mp4", "id": given} for given in (*BAD_IDS, *SOUND_IDS)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = tmp_path / "run"
     hicom("run", manifest, "--out", run, *LOCAL, *sets("select.random_rest=99"))
     tables = read_tables(run)
