@@ -40,7 +40,7 @@ AIMED: dict[str, dict[str, Any]] = {
 }
 WHO = ("all", "driver", "workers, then driver")
 SHOWN = ("sources", "ingest", "scan", "cut", "export", "rejects")
-ROWS_PER_SHARD = "export.rows_per_shard=20"
+ROWS_PER_SHARD = "export.rows_per_shard=5"
 
 
 @dataclass

@@ -32,12 +32,16 @@ def main() -> None:
         for minutes in MINUTES:
             place = Path(folder) / f"{minutes}"
             place.mkdir()
-            write_video(place / "video.mp4", _frames(minutes * 60 * FPS), Encoding(fps=FPS, options={"preset": "ultrafast"}))
+            write_video(
+                place / "video.mp4", _frames(minutes * 60 * FPS), Encoding(fps=FPS, options={"preset": "ultrafast"})
+            )
             out = subprocess.run([sys.executable, __file__, str(place)], stdout=subprocess.PIPE, text=True, check=True)
             peaks.append([int(n) for n in out.stdout.split()[-2:]])
             print(f"{minutes:4d} min: worker {peaks[-1][0]} MiB, guarded decoder {peaks[-1][1]} MiB")
     (worker_0, child_0), (worker_1, child_1) = peaks
-    print(f"{MINUTES[1] // MINUTES[0]} times the length: worker x {worker_1 / worker_0:.2f}, decoder x {child_1 / child_0:.2f}")
+    print(
+        f"{MINUTES[1] // MINUTES[0]} times the length: worker x {worker_1 / worker_0:.2f}, decoder x {child_1 / child_0:.2f}"
+    )
 
 
 def _frames(count: int) -> Iterator[np.ndarray]:
@@ -45,7 +49,9 @@ def _frames(count: int) -> Iterator[np.ndarray]:
     columns = np.arange(64)
     for i in range(count):
         shade = ((columns + i // 5) % 32 * 8).astype(np.uint8)
-        yield np.stack(np.broadcast_arrays(shade[None, :], np.uint8(i // 600 * 40 % 256), np.full((48, 64), 90, np.uint8)), -1)
+        yield np.stack(
+            np.broadcast_arrays(shade[None, :], np.uint8(i // 600 * 40 % 256), np.full((48, 64), 90, np.uint8)), -1
+        )
 
 
 def _scan(folder: str) -> None:

@@ -1,6 +1,6 @@
 """Draws docs/demo.svg: what the end of `hicom demo` looks like in a terminal.
 
-    hicom demo --out demo-run && python docs/make_picture.py demo-run/run
+hicom demo --out demo-run && python docs/make_picture.py demo-run/run
 """
 
 from __future__ import annotations

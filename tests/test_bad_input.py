@@ -192,6 +192,7 @@ def test_an_input_that_is_none(name: str, video: Path, tmp_path: Path) -> None:
 
 def test_a_name_that_is_not_text_is_told_escaped(tmp_path: Path) -> None:
     """In a process of its own: the streams of a test take any text, those of a terminal do not."""
+    line: list[str | bytes]
     line = [sys.executable, str(ROOT / "cli.py"), "run", b"/none/odd\xff.mp4", "--out", str(tmp_path / "run"), *LOCAL]
     done = subprocess.run(line, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
     assert done.returncode == 2 and b"Traceback" not in done.stderr

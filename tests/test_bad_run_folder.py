@@ -57,6 +57,11 @@ def rewrite(run: Path, old: str, new: str) -> None:
     (run / "run.yaml").write_text(text.replace(old, new, 1))
 
 
+def to_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 RUN_FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "gone": (lambda run: (run / "run.yaml").unlink(), ["not a run folder"]),
     "empty": (lambda run: (run / "run.yaml").write_bytes(b""), ["run.yaml is not a run file"]),
@@ -69,7 +74,7 @@ RUN_FILES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["run.yaml is not YAML"],
     ),
     "edited": (lambda run: rewrite(run, "threshold:", "treshold:"), ["unknown key split.treshold", "threshold?"]),
-    "a folder": (lambda run: ((run / "run.yaml").unlink(), (run / "run.yaml").mkdir()), ["run.yaml: Is a directory"]),
+    "a folder": (lambda run: to_folder(run / "run.yaml"), ["run.yaml: Is a directory"]),
 }
 
 
@@ -89,7 +94,7 @@ def part(run: Path, folder: str) -> Path:
     return path
 
 
-PARTS = {
+PARTS: dict[str, Callable[[Path], object]] = {
     "tables/scan": lambda run: part(run, "tables/scan").write_bytes(b"noise"),
     "tables/scan cut short": lambda run: os.truncate(part(run, "tables/scan"), 3000),
     "tables/ingest": lambda run: part(run, "tables/ingest").write_bytes(b""),
@@ -167,8 +172,8 @@ def test_a_second_writer_is_refused_and_readers_are_not(run: Path) -> None:
         for command in (("run", "--out", run), ("clean", run), ("retry", run, "--reason", "timeout"), ("gc", run)):
             said = refused(*command, *(() if command[0] == "gc" else LOCAL))
             assert f"another process is writing here: pid {holder.pid} " in said and "Wait for it or stop it" in said
-        for command in (("status", run), ("stats", run), ("rejects", run), ("query", run, "SELECT * FROM clips")):
-            hicom(*command)
+        for reading in (("status", run), ("stats", run), ("rejects", run), ("query", run, "SELECT * FROM clips")):
+            hicom(*reading)
         assert state(run) == before
     finally:
         holder.kill()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +92,7 @@ class Stuck:
         raise AssertionError("unreachable")
 
 
-def test_a_failure_leaves_no_unanswered_call_behind(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_leaves_no_unanswered_call_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """asyncio complains on the terminal about tasks that were dropped."""
 
     def prepare(row: Row, work: Workspace) -> Iterator[Chunk]:
@@ -99,10 +101,12 @@ def test_a_failure_leaves_no_unanswered_call_behind(tmp_path: Path, capfd: pytes
         yield Chunk({"frames": frames(1, 0)}, {"part": 0})
 
     session = tiny_session(tmp_path, TinyIngest(), TinyEmbed(prepare, Stuck))
-    with pytest.raises(StageFailed, match="v001"):
+    with contextlib.suppress(StageFailed):
         run_tiny(session, sources(2))
+        pytest.fail("the defect was not told")
     assert model_threads() == []
-    assert capfd.readouterr().err == ""
+    gc.collect()
+    assert caplog.messages == []
 
 
 def test_an_early_batch_is_committed_before_a_later_one_fails(tmp_path: Path) -> None:
