@@ -39,9 +39,8 @@ def main() -> None:
             peaks.append([int(n) for n in out.stdout.split()[-2:]])
             print(f"{minutes:4d} min: worker {peaks[-1][0]} MiB, guarded decoder {peaks[-1][1]} MiB")
     (worker_0, child_0), (worker_1, child_1) = peaks
-    print(
-        f"{MINUTES[1] // MINUTES[0]} times the length: worker x {worker_1 / worker_0:.2f}, decoder x {child_1 / child_0:.2f}"
-    )
+    times = MINUTES[1] // MINUTES[0]
+    print(f"{times} times the length: worker x {worker_1 / worker_0:.2f}, decoder x {child_1 / child_0:.2f}")
 
 
 def _frames(count: int) -> Iterator[np.ndarray]:
