@@ -51,8 +51,10 @@ def tour(run: str, console: Console) -> None:
 
 
 def _hicom() -> str:
-    """How to call this program from here: by its name when that is on the path, as after `make demo` it is not."""
-    return "hicom" if shutil.which("hicom") else os.path.relpath(sys.argv[0])
+    """How to call this program from here: by its name, or by its path when it is not on the search path, as after
+    `make demo`."""
+    called = Path(sys.argv[0])
+    return os.path.relpath(called) if called.name == "hicom" and not shutil.which("hicom") else "hicom"
 
 
 def _print_clip(console: Console, clip: tuple[Any, ...], pairs: list[tuple[str, str]]) -> None:
