@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline.store.files import open_files
 from tests import clips
 
+BUCKET = "videos"
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -71,3 +75,22 @@ def wheel_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
     return folder / "site"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URL of an empty bucket. Endpoint and credentials are given as a user gives them: by the environment."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        open_files(f"s3://{BUCKET}").fs.mkdir(BUCKET)  # type: ignore[attr-defined]
+        yield f"s3://{BUCKET}"
+    server.stop()

@@ -10,9 +10,6 @@ import pytest
 from pipeline.store.files import open_files
 from pipeline.store.lock import Lock
 from tests.run_helpers import KEEP_ALL, Command, differences, draw_videos, export_bytes, read_tables, run_here
-from tests.store.conftest import s3
-
-__all__ = ["s3"]  # the S3 server, a fixture
 
 pytestmark = pytest.mark.slow
 

@@ -5,6 +5,7 @@ What is in them is known, so tests compare against this table and not against ye
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -201,15 +202,26 @@ BROKEN: dict[str, str] = {
 
 
 def write_demo_videos(folder: Path) -> list[Path]:
-    """Write all videos and broken files into a folder; the same bytes every time. Returns their paths, by name."""
+    """Write all videos and broken files into a folder; the same bytes every time. Returns their paths, by name.
+
+    A file that is there with these bytes is left as it is: a run over the folder sees no change.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for video in VIDEOS:
-        _write(video, folder / video.name)
-    whole = (folder / VIDEOS[0].name).read_bytes()
+    with tempfile.TemporaryDirectory(prefix="hicom-demo-") as scratch:
+        made: dict[str, bytes] = {}
+        for video in VIDEOS:
+            path = Path(scratch) / video.name
+            _write(video, path)
+            made[video.name] = path.read_bytes()
+    whole = made[VIDEOS[0].name]
     # An MP4's index stands at its end, so the first half alone cannot be read.
-    (folder / "cut_off.mp4").write_bytes(whole[: len(whole) // 2])
-    (folder / "notes.mp4").write_text("This is a note and not a video.\n", encoding="utf-8")
-    return sorted(folder / name for name in (*(video.name for video in VIDEOS), *BROKEN))
+    made["cut_off.mp4"] = whole[: len(whole) // 2]
+    made["notes.mp4"] = b"This is a note and not a video.\n"
+    for name, content in made.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+    return sorted(folder / name for name in made)
 
 
 def _write(video: Video, path: Path) -> None:

@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.store.files import Files, open_files
-
-BUCKET = "videos"
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """URL of an empty bucket. Endpoint and credentials are given as a user gives them: by the environment."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        open_files(f"s3://{BUCKET}").fs.mkdir(BUCKET)  # type: ignore[attr-defined]
-        yield f"s3://{BUCKET}"
-    server.stop()
 
 
 def make_root(kind: str, request: pytest.FixtureRequest, name: str) -> str:
