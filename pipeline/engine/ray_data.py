@@ -43,8 +43,9 @@ QUIET_LOGGERS = ("ray.data", "ray.data._internal.execution", "ray.data._internal
 """Ray Data logs every dropped batch at length; the runner accounts for each item of it instead."""
 KNOCK_S = 10.0
 """Seconds in which something at a cluster's address must answer."""
-OBJECT_STORE_BYTES = 512 << 20
-"""Shared memory of an in-process Ray: pointers, tallies and the frames in flight need no more."""
+OBJECT_STORE_BYTES_PER_CPU = 256 << 20
+"""Shared memory of an in-process Ray, by core: two workers of a core may each have EngineConfig.in_flight_bytes of
+frames on their way; pointers and tallies are small."""
 
 
 class RayEngine:
@@ -274,7 +275,10 @@ def _init(address: str | None) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options |= {
+            "include_dashboard": False,
+            "object_store_memory": (os.cpu_count() or 1) * OBJECT_STORE_BYTES_PER_CPU,
+        }
         # Workers on this machine find the package where this process found it, installed or not.
         here = str(Path(__file__).resolve().parents[2])
         paths = dict.fromkeys([here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
