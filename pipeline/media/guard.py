@@ -42,8 +42,9 @@ class Deadline:
     """For any job, however short the media."""
     per_media_s: float = 3.0
     """More for every second of media: a decoder slower than a third of real time is taken for hung."""
-    unknown_media_s: float = 36_000.0
-    """The length to reckon with when the media's is unknown, seconds: ten hours."""
+    unknown_media_s: float = 3_600.0
+    """The length to reckon with when the media's is unknown, seconds: an hour, so that a hung decode of a live
+    recording ends after three."""
     max_media_s: float = 86_400.0
     """The longest length to reckon with, seconds: containers claim absurd ones."""
 
