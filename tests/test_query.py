@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.query import JOINED_VIEWS, open_query, rejects_sql, run_query, view_columns
@@ -395,9 +394,3 @@ def test_views_of_columns_are_those_of_the_records() -> None:
     columns = view_columns()
     assert [c.name for c in columns["rejects"]] == ["stage", *(c.name for c in REJECTS)]
     assert [c.name for c in columns["metrics"]] == ["stage", *(c.name for c in METRICS)]
-
-
-def test_parts_are_plain_parquet(session: Session) -> None:
-    """What a view reads, any other program reads too."""
-    (part,) = (path for path in session.live().parts("cut"))
-    assert pq.read_table(session.files.url(part)).num_rows == 2
