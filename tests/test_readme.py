@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,9 +49,17 @@ def test_the_documents_commands_run(document: str, tmp_path: Path, monkeypatch: 
         words = [word.replace("~", str(home), 1) if word.startswith("~") else word for word in shlex.split(command)[1:]]
         if words[0] in ("run", "retry") and "--engine" not in words:
             words += ["--engine", "local"]  # Ray has its own tests; here the words of the command are in question
-        with pytest.raises(SystemExit) as done:
-            main(words)
-        assert done.value.code == 0, command
+        assert _exit_code(words) == 0, command
+
+
+def _exit_code(words: list[str]) -> int | str | None:
+    if words == ["doctor"]:
+        # It starts Ray, which a process that has started Ray clusters before, as this one may have, cannot do again.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        return subprocess.run([sys.executable, str(ROOT / "cli.py"), *words], env=env, timeout=200).returncode
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    return done.value.code
 
 
 def test_the_documents_make_targets_exist() -> None:
