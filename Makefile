@@ -12,6 +12,10 @@ MINIMUM := 3, 11
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < ($(MINIMUM)))' 2>/dev/null && echo $$p && break; done)
 
+# vLLM for CPUs wants the CPU build of PyTorch, which PyPI does not hold: PyTorch's own index does, where pip needs one.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+PIP_TEST = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
@@ -40,8 +44,9 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(BIN)/python
-	@echo "Installing the base packages and those of the tests into $(VENV); a minute or three."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@echo "Installing the packages of the tests, PyTorch and vLLM for CPUs among them, into $(VENV): 4 GB, a few minutes."
+	@$(PIP_TEST) 2>$(VENV)/pip.log || $(PIP_TEST) --extra-index-url $(TORCH_CPU) || { cat $(VENV)/pip.log >&2; exit 1; }
+	@$(BIN)/python tests/cpu_wheels/cpu_wheels.py
 	@touch $@ $(VENV)/installed
 
 $(BIN)/python:

@@ -189,7 +189,9 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("raw_pairs", pa.list_(PAIR), "instruction-answer pairs as generated (turn 2)"),
         Column("describer", _S, "the describer: family:name@revision"),
         Column("turns", pa.list_(TURN), "token counts and finish reason of each turn"),
-        Column("frames_used", _I32, "frames the describer saw"),
+        Column("frames_used", _I32, "different frames the describer saw"),
+        Column("frames_lowered_from", _I32, "frames its settings ask for, where the context had no room", nullable=True),
+        Column("prompt_hashes", _S, "SHA-256 of each prompt by name, as JSON; null: reads none", nullable=True),
     ),
     "clean": (
         _CLIP_ID,
@@ -219,6 +221,7 @@ METRICS: tuple[Column, ...] = (
     Column("finished_at", pa.timestamp("ms", tz="UTC"), "when"),
     Column("frames_decoded", _I64, "frames decoded for the item", nullable=True),
     Column("bytes_moved", _I64, "bytes handed from prepare to infer", nullable=True),
+    Column("measured", _S, "the stage's own measurements, a JSON object of numbers", nullable=True),
 )
 
 REASONS: dict[str, str] = {

@@ -64,6 +64,11 @@ class Retryable(Rejected):
     """A rejection that another attempt may cure (a timeout, a dead process, a busy engine)."""
 
 
+class ModelDied(Exception):
+    """Raised by a model that will answer no call any more, such as an engine whose own processes are gone. Whatever
+    holds the model ends it and loads it again, a bounded number of times. The message holds the model's words."""
+
+
 @dataclass
 class Output:
     """What a map stage makes of one item."""
@@ -72,6 +77,8 @@ class Output:
     """Rows of the stage's own table; the engine adds the input's key."""
     shot_rejects: list[ShotReject] = field(default_factory=list)
     frames_decoded: int | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+    """Measurements of the stage's own, by name; the engine puts them into metrics/."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,10 @@ class Model(Protocol):
     """A loaded model as a two-step stage sees it: entered many times at once, batching as it likes."""
 
     async def infer(self, chunk: Chunk) -> Chunk: ...
+
+    def close(self) -> None:
+        """End what the model started (processes, connections). Called once, when no call is open any more."""
+        ...
 
 
 class TwoStepStage(Stage):

@@ -12,11 +12,13 @@ free. A describer is async itself, since an engine such as vLLM batches on its o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.media.budget import VideoBudget
 
 Frames = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
@@ -32,6 +34,17 @@ class Card:
     """Frames of an item it judges at once; 1 for a frame embedder, which sees every picture alone."""
     reads_prompts: bool = False
     """Whether `prompts/` decides its results (describers)."""
+    budget: VideoBudget | None = None
+    """For a describer whose frames and their size follow from a clip's length; `frame_spec` and `frames` are then
+    not looked at."""
+    cpus: float = 0.2
+    """Cores that a process with the loaded model reserves."""
+    gpus: float = 0.0
+    """GPUs that a process with the loaded model reserves, all in one node."""
+    replicas: int = 1
+    """Processes that load the model."""
+    in_flight: int = 4
+    """Items of one worker that may wait for the model at once."""
 
 
 class FrameEmbedder(Protocol):
@@ -91,6 +104,8 @@ class ClipFrames:
     """Time of each frame, seconds from the clip's first frame, [T]."""
     duration_s: float
     """Length of the clip, seconds."""
+    frames_lowered_from: int | None = None
+    """Frames that the settings ask for, where the context has no room for so many; else None."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,11 @@ class Description:
     caption: str
     pairs: list[Pair]
     turns: list[Turn]
+    """Every turn that was asked, in order; a turn that was asked again is there twice."""
+    frames_used: int | None = None
+    """Frames that the model saw, where the describer left some out; None: all it was given."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Measurements by name, such as caption_s; they go to metrics/ and never into tables."""
 
 
 class Describer(Protocol):
@@ -132,6 +152,7 @@ class Describer(Protocol):
     async def describe(self, clip: ClipFrames) -> Description:
         """Both turns of one clip; entered many times at once.
 
-        Raises Rejected("bad_output" | "refused" | "truncated"), or Retryable("engine_error").
+        Raises Rejected("bad_output" | "refused" | "truncated" | "engine_error"), Retryable("engine_error" | "timeout")
+        when another attempt may help, or ModelDied when no call will be answered any more.
         """
         ...

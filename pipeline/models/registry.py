@@ -1,65 +1,113 @@
 """Which code knows a model: one literal table, imported only when a model is asked for.
 
-Adding a family: write `pipeline/models/<family>.py` with `card(spec)`, which must cost nothing, and `load(spec)`,
-which holds the heavy imports; add a line here.
+Adding a family: write `pipeline/models/<family>.py` with the dataclass `Options`, with `card(spec)` and `lacks(spec)`,
+which must cost nothing, and with `load(spec)`, which holds the heavy imports; add a line here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import difflib
+import json
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from pipeline.models.protocols import Card, Describer, FrameEmbedder, VideoTextEmbedder
 from pipeline.models.spec import ModelSpec
-from pipeline.stage import UserError
+from pipeline.stage import UserError, digest, plain
 
 Role = Literal["video_text_embedder", "frame_embedder", "describer"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's two functions are, as "module:function"; each takes the ModelSpec and may raise UserError."""
+    """Where a family's functions are, as "module:name"; each takes the ModelSpec and may raise UserError."""
 
     card: str
     load: str
+    options: str | None = None
+    """The dataclass of `ModelSpec.options`; fields with metadata={"place": True} do not decide results."""
+    lacks: str | None = None
+    """What this machine lacks to load the model, as lines that say what to type; costs neither network nor weights."""
+
+
+def _real(module: str) -> Family:
+    """A family that needs weights and packages of its own: all four are there, by these names."""
+    where = f"pipeline.models.{module}"
+    return Family(f"{where}:card", f"{where}:load", f"{where}:Options", f"{where}:lacks")
 
 
 MODELS: dict[Role, dict[str, Family]] = {
     "video_text_embedder": {
         "builtin": Family("pipeline.models.builtin_attributes:card", "pipeline.models.builtin_attributes:load"),
+        "internvideo2": _real("internvideo2"),
+        "open_clip": _real("open_clip_video"),
     },
     "frame_embedder": {
         "builtin": Family("pipeline.models.builtin_visual:card", "pipeline.models.builtin_visual:load"),
+        "open_clip": _real("open_clip_frame"),
     },
     "describer": {
         "builtin": Family("pipeline.models.builtin_describer:card", "pipeline.models.builtin_describer:load"),
+        "vllm": _real("vllm_describer"),
+        "openai": _real("openai_describer"),
     },
 }
 
 
 def card(role: Role, spec: ModelSpec) -> Card:
     """What is known of the model without loading it; cheap, for the side that prepares frames."""
-    found: Card = _function(_family(role, spec).card)(spec)
+    found: Card = _found(_family(role, spec).card)(spec)
+    return found
+
+
+def options(role: Role, spec: ModelSpec) -> Any:
+    """The family's own settings, checked. Raises UserError that names the key."""
+    family = _family(role, spec)
+    if family.options is None:
+        if spec.options:
+            raise UserError(f"model {spec.key}: the family {spec.family!r} takes no options; got {sorted(spec.options)}")
+        return None
+    kind = _found(family.options)
+    try:
+        # As JSON, where strict means: no number from a text or a yes, but lists and mappings as YAML has them.
+        return TypeAdapter(kind).validate_json(json.dumps(spec.options, default=str), strict=True)
+    except ValidationError as err:
+        known = [field.name for field in dataclasses.fields(kind)]
+        raise UserError("\n".join(_explain(role, spec, error, known) for error in err.errors())) from err
+
+
+def identity(role: Role, spec: ModelSpec) -> dict[str, str]:
+    """What decides a model's results, by name, for the fingerprint of a stage that uses it."""
+    own = plain(options(role, spec), places=False)
+    return {"model": spec.key} if own is None else {"model": spec.key, "model_options": digest(own)}
+
+
+def lacks(role: Role, spec: ModelSpec) -> list[str]:
+    """What this machine lacks to load the model: one line each, with what to type. Empty when it can be loaded."""
+    where = _family(role, spec).lacks
+    found: list[str] = [] if where is None else _found(where)(spec)
     return found
 
 
 def load_video_text_embedder(spec: ModelSpec) -> VideoTextEmbedder:
     """Load a video-text embedder; may take minutes for a real model, nothing for a built-in one."""
-    model: VideoTextEmbedder = _function(_family("video_text_embedder", spec).load)(spec)
+    model: VideoTextEmbedder = _found(_family("video_text_embedder", spec).load)(spec)
     return model
 
 
 def load_frame_embedder(spec: ModelSpec) -> FrameEmbedder:
     """Load a frame embedder; may take minutes for a real model, nothing for a built-in one."""
-    model: FrameEmbedder = _function(_family("frame_embedder", spec).load)(spec)
+    model: FrameEmbedder = _found(_family("frame_embedder", spec).load)(spec)
     return model
 
 
 def load_describer(spec: ModelSpec) -> Describer:
     """Load a describer; may take minutes for a real model, nothing for a built-in one."""
-    model: Describer = _function(_family("describer", spec).load)(spec)
+    model: Describer = _found(_family("describer", spec).load)(spec)
     return model
 
 
@@ -82,7 +130,17 @@ def _family(role: Role, spec: ModelSpec) -> Family:
     return families[spec.family]
 
 
-def _function(where: str) -> Callable[[ModelSpec], Any]:
+def _found(where: str) -> Any:
+    """What "module:name" names."""
     module, _, name = where.partition(":")
-    function: Callable[[ModelSpec], Any] = getattr(import_module(module), name)
-    return function
+    return getattr(import_module(module), name)
+
+
+def _explain(role: Role, spec: ModelSpec, error: Any, known: list[str]) -> str:
+    """One line for one fault of the options."""
+    path = ".".join([f"{role}'s options", *map(str, error["loc"])])
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"model {spec.key}: unknown key {path}; {hint}"
+    return f"model {spec.key}: {path}: {error['msg'].removeprefix('Value error, ')}; got {error.get('input')!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -20,10 +20,15 @@ class ModelSpec:
     revision: str = ""
     """The exact weights: a hub's commit, a pretrained tag, a built-in's revision. Empty when the family has none
     (an endpoint)."""
+    variant: Annotated[str, Field(pattern=r"^[a-z0-9_]*$")] = ""
+    """Which of the model's outputs, where it has several; empty for the usual one."""
     path: str | None = field(default=None, metadata={"place": True})
     """A local folder that holds the weights. Where they lie does not change what they are: it is not in the key."""
+    options: dict[str, Any] = field(default_factory=dict, metadata={"place": True})
+    """The family's own settings, checked by the dataclass that `registry.MODELS` names for it. Those that decide
+    results enter fingerprints through `registry.identity`."""
 
     @property
     def key(self) -> str:
-        """family:name@revision, as tables record it and as thresholds are keyed by it."""
-        return f"{self.family}:{self.name}@{self.revision}"
+        """family:name@revision, with #variant where there is one: as tables record it, as thresholds are keyed by it."""
+        return f"{self.family}:{self.name}@{self.revision}" + (f"#{self.variant}" if self.variant else "")
