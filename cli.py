@@ -57,6 +57,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Take a seeded sample of 
 RejectShare = Annotated[
     float, typer.Option(min=0, max=1, help="More failed items of a stage than this share make the exit code 1.")
 ]
+Offline = Annotated[bool, typer.Option("--offline", help="Download no model: what is not on this machine is missing.")]
 Accept = Annotated[
     bool, typer.Option("--accept-changes", help="Go on although profile, code or prompts are not those of the run.")
 ]
@@ -73,6 +74,7 @@ def run(
     limit: Limit = None,
     max_reject_share: RejectShare = 1.0,
     accept_changes: Accept = False,
+    offline: Offline = False,
 ) -> None:
     """Run all stages in order, or go on with a run that was stopped."""
     if not out:
@@ -89,6 +91,7 @@ def run(
         address=address,
         limit=limit,
         max_reject_share=max_reject_share,
+        offline=offline,
     )
     _run(request)
     _next_commands(request.out)
@@ -106,6 +109,7 @@ def _stage_command(name: str, about: str) -> None:
         limit: Limit = None,
         max_reject_share: RejectShare = 1.0,
         accept_changes: Accept = False,
+        offline: Offline = False,
     ) -> None:
         if inputs and name != "ingest":
             raise _usage(f"{name} takes no inputs; they are named once, with ingest or run")
@@ -123,6 +127,7 @@ def _stage_command(name: str, about: str) -> None:
                 address=address,
                 limit=limit,
                 max_reject_share=max_reject_share,
+                offline=offline,
             )
         )
 
@@ -157,13 +162,35 @@ def _next_commands(run: str) -> None:
 
 
 @app.command()
-def plan(profile: Profile = None) -> None:
-    """Print the stages: kind, what a row is, what they read and write, what they need."""
-    from pipeline.config import load_profile, parse
-    from pipeline.session import DEFAULT_PROFILE
-    from pipeline.show import plan as render
+def plan(
+    inputs: Inputs = None,
+    profile: Profile = None,
+    sets: Sets = None,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what a run of INPUT will take.")] = False,
+    rates: Annotated[str | None, typer.Option(metavar="RUN", help="Take the rates measured on this run.")] = None,
+    limit: Limit = None,
+    headers: Annotated[int | None, typer.Option(min=1, help="Read so many headers at most; 1000 by default.")] = None,
+    form: Annotated[str, typer.Option("--format", help="The estimate as table or json.")] = "table",
+) -> None:
+    """Print the stages: kind, row, reads, writes, needs. With --estimate: what a run will take, from headers alone."""
+    if not estimate:
+        if inputs or rates or limit or headers:
+            raise _usage("INPUT, --rates, --limit and --headers are for an estimate: add --estimate")
+        from pipeline.config import load_profile, parse, parse_overrides
+        from pipeline.session import DEFAULT_PROFILE
+        from pipeline.show import plan as render
 
-    out.print(render(parse(load_profile(profile or DEFAULT_PROFILE), {}).stages()))
+        out.print(render(parse(load_profile(profile or DEFAULT_PROFILE), parse_overrides(sets or ())).stages()))
+        return
+    from pipeline.estimate.estimate import EstimateRequest, make_estimate
+    from pipeline.estimate.render import as_json, as_table, check_form
+
+    check_form(form)
+    made = make_estimate(EstimateRequest(tuple(inputs or ()), profile, tuple(sets or ()), limit, headers, rates))
+    if form == "json":
+        out.file.write(as_json(made) + "\n")
+    else:
+        out.print(as_table(made))
 
 
 @app.command()
@@ -259,16 +286,50 @@ def gc(run: Run, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only s
 
 
 @app.command()
-def doctor() -> None:
-    """Check this machine: packages, codecs, Ray, disk."""
+def doctor(
+    profile: Annotated[str | None, typer.Option(help="Check also what the models of this profile need.")] = None,
+    sets: Sets = None,
+    offline: Offline = False,
+) -> None:
+    """Check this machine: packages, codecs, Ray, disk; with --profile also weights, GPUs and endpoint."""
     from pipeline.doctor import checks
 
     failed = 0
-    for check in checks():
-        out.print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}", highlight=False, markup=False)
+    for check in checks(profile, sets or (), offline=offline):
+        line = f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.found}"
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
         failed += not check.ok
     if failed:
         raise typer.Exit(1)
+
+
+prompts = typer.Typer(help="The prompts that describers are asked with.", no_args_is_help=True)
+app.add_typer(prompts, name="prompts")
+
+
+@prompts.command("list")
+def list_prompts() -> None:
+    """Print each prompt's name, hash and purpose."""
+    from pipeline.show_prompts import listed
+
+    out.print(listed())
+
+
+@prompts.command("show")
+def show_prompts(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="caption or qa; without it both.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="As the two turns about a clip of this run.")] = None,
+    clip: Annotated[str | None, typer.Option("--clip", help="The clip's id or its beginning; else the first.")] = None,
+    profile: Annotated[str | None, typer.Option(help="The describer of this profile instead of the run's.")] = None,
+) -> None:
+    """Print the prompts as a describer is asked: text, answer's schema, hashes; for a clip also frames and answers."""
+    from pipeline.show import printable
+    from pipeline.show_prompts import conversation, files
+
+    if run is None and (clip or profile):
+        raise _usage("--clip and --profile need --run RUN: the run folder that holds the clip")
+    text = files(name) if run is None else conversation(run, name, clip, profile)
+    out.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pipeline.engine.task import StageFailed
 from pipeline.media.guard import no_scratch_room
 from pipeline.plan import PLAN, SOURCES
+from pipeline.readiness import go_offline, require_ready
 from pipeline.runner import MapEngine, Reporter, Runner
 from pipeline.session import Session, open_session, read_session
 from pipeline.stage import NO_ROOM, UserError
@@ -51,6 +52,8 @@ class RunRequest:
     address: str | None = None
     limit: int | None = None
     max_reject_share: float = 1.0
+    offline: bool = False
+    """Download no model."""
 
 
 @dataclass
@@ -69,14 +72,20 @@ def run(request: RunRequest, reporter: RunReporter) -> RunResult:
     check_engine(request.engine, request.address)
     if request.limit is not None and not request.inputs:
         raise UserError("--limit takes a sample of the inputs that this command names, and it names none")
+    if request.offline:
+        go_offline()
     with _locked(lambda: _open(request)) as (session, epoch):
         reporter.opened(session)
         rows = _list(session, request, reporter) if request.inputs else None
+        session.record["ran_on"] = _ran_on(request)
         session.save()
         runner = Runner(session, epoch, lambda: make_engine(request.engine, request.address, session), reporter)
         try:
             if rows is not None:
                 runner.list_sources(rows)
+            left = _left(runner.live, request.stages)
+            elsewhere = request.address is not None
+            require_ready(session.config, left, elsewhere=elsewhere, reserved=request.engine == "ray")
             result = RunResult(runner.run(request.stages))
         except (UserError, LockLost):
             raise
@@ -86,6 +95,13 @@ def run(request: RunRequest, reporter: RunReporter) -> RunResult:
             runner.close()
     _judge(result, request.max_reject_share)
     return result
+
+
+def _ran_on(request: RunRequest) -> dict[str, Any]:
+    """What measured seconds are to be read with: the engine, and how many cores its workers had; None where another
+    machine knows. The local engine has one worker."""
+    cores = os.cpu_count() if request.engine == "ray" else 1
+    return {"engine": request.engine, "cores": cores if request.address is None else None}
 
 
 def _open(request: RunRequest) -> Session:
@@ -162,7 +178,7 @@ def make_engine(name: str, address: str | None, session: Session) -> MapEngine:
         return LocalEngine()
     from pipeline.engine.ray_data import RayEngine
 
-    engine = RayEngine(address)
+    engine = RayEngine(address, session.config.engine)
     if address is not None:
         from pipeline.engine.ray_probe import probe_nodes
 
@@ -217,6 +233,14 @@ def _state(live: Live, name: str) -> str:
     if body is not None:
         return "other config"
     return "partial" if live.parts(name) else "not run"
+
+
+def _left(live: Live, names: Sequence[str]) -> Sequence[str]:
+    """Of stages in order, the first that has work left and all after it, which may get more to do by that."""
+    for index, name in enumerate(names):
+        if _state(live, name) != "done" or live.pending(name):
+            return names[index:]
+    return ()
 
 
 def failure_message(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pipeline.engine.limits import EngineConfig
+from pipeline.models import registry
 from pipeline.models.spec import ModelSpec
 from pipeline.plan import PLAN
 from pipeline.resources import resource, resource_names
@@ -49,6 +50,12 @@ class ModelsConfig:
     """Writes caption and pairs: generate."""
 
 
+ROLES: dict[str, registry.Role] = {
+    "video_text": "video_text_embedder",
+    "frame": "frame_embedder",
+    "describer": "describer",
+}
+"""Role of each field of ModelsConfig."""
 MODEL_OF_STAGE = {"embed": "video_text", "select": "video_text", "scan": "frame", "generate": "describer"}
 
 
@@ -81,7 +88,11 @@ class RunConfig:
 
     def recipe(self) -> dict[str, Any]:
         """What the dataset card tells of the run: what results depend on, and no place on this machine."""
-        return {k: v for k, v in self.to_plain(places=False).items() if k not in ("engine", "sources")}
+        values = {k: v for k, v in self.to_plain(places=False).items() if k not in ("engine", "sources")}
+        for name, role in ROLES.items():
+            if own := registry.options(role, getattr(self.models, name)):
+                values["models"][name]["options"] = plain(own, places=False)
+        return values
 
     def to_plain(self, *, places: bool = True) -> dict[str, Any]:
         """As YAML values, models only under `models`: what `parse` reads back to the same config."""
@@ -150,6 +161,8 @@ def parse(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
     except ValidationError as err:
         raise UserError("\n".join(_explain(error) for error in err.errors() if not _is_copy(error["loc"]))) from err
     _check_grid(config)
+    for name, role in ROLES.items():
+        registry.options(role, getattr(config.models, name))
     return config
 
 

@@ -23,8 +23,9 @@ from pipeline.store.tables import ItemResult, PartWriter, to_arrow
 from pipeline.store.whole_set import WholeSetReader, WholeSetWriter, write_marker
 
 CRASH_PASSES = 3
-"""Times an item may take its worker down before it is rejected. A worker that dies takes its batch with it, so what is
-left runs in smaller batches, the last time one by one: then the item at fault stands alone."""
+"""Times an item may take its worker or its model down before it is rejected. A worker that dies takes its batch with
+it, a model all that it was asked. So what is left runs in smaller batches, the last time one by one: then the item at
+fault stands alone."""
 SMALLER = 16
 """How much smaller the batches of the second pass are."""
 
@@ -150,9 +151,9 @@ class Runner:
 
     def _run_map(self, stage: MapStage | TwoStepStage) -> None:
         name = stage.name
-        task = self._task(stage)
         whole = stage.resources.batch_size
-        for batch_size in (whole, max(1, whole // SMALLER), 1):
+        for earlier, batch_size in enumerate((whole, max(1, whole // SMALLER), 1)):
+            task = self._task(stage, earlier)
             pending = self.live.pending(name)
             if not pending:
                 break
@@ -167,10 +168,18 @@ class Runner:
         self._reject_deadly(task)
         self._reject_duplicates(task)
 
-    def _task(self, stage: MapStage | TwoStepStage) -> MapTask:
+    def _task(self, stage: MapStage | TwoStepStage, earlier_passes: int) -> MapTask:
         fingerprint = self.live.nodes[stage.name].fingerprint
-        writer = PartWriter(self._session.files, stage.name, fingerprint, self._epoch)
-        return MapTask(stage, self._session.files, writer, self._session.config.engine)
+        last_pass = earlier_passes == CRASH_PASSES - 1
+        return MapTask(
+            stage,
+            self._session.files,
+            PartWriter(self._session.files, stage.name, fingerprint, self._epoch),
+            self._session.config.engine,
+            last_pass=last_pass,
+            earlier_passes=earlier_passes,
+            model_works=not last_pass or self.live.counts(stage.name).rows_out > 0,
+        )
 
     def _reject_deadly(self, task: MapTask) -> None:
         """Items that took their worker down in every pass."""

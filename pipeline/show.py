@@ -138,13 +138,17 @@ def _kind(stage: Stage) -> str:
 
 
 def _resources(stage: Stage) -> str:
+    """What a worker takes, and on lines of its own which model it uses and what that takes."""
+    model = getattr(stage.config, "model", None)
+    uses = [] if model is None else [f"model {escape(model.key)}"]
     if isinstance(stage, GlobalStage):
-        return "driver"
+        return "\n".join(["driver", *uses])
     needs = stage.resources
-    text = f"{needs.num_cpus:g} cpu, {needs.batch_size} a batch"
+    lines = [f"{needs.num_cpus:g} cpu, {needs.batch_size} a batch", *uses]
     if isinstance(stage, TwoStepStage):
-        text += f"; model {needs.model_cpus:g} cpu {needs.model_gpus:g} gpu x {needs.model_replicas}"
-    return text
+        gpus = f" {needs.model_gpus:g} gpu" if needs.model_gpus else ""
+        lines.append(f"{needs.model_replicas} x {needs.model_cpus:g} cpu{gpus}, {needs.in_flight} in flight a worker")
+    return "\n".join(lines)
 
 
 def views(described: Mapping[str, str], columns: Mapping[str, Sequence[Column]]) -> Table:
@@ -249,4 +253,9 @@ def _cell(value: Any) -> str:
     """A value for a terminal: what strangers wrote must not steer it."""
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
-    return _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", str(_flat(value)))
+    return printable(str(_flat(value)))
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: what strangers wrote must not steer it."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)

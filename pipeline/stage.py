@@ -97,6 +97,8 @@ class Resources:
     """Model actors."""
     in_flight: int = 4
     """Items of one worker that may wait for the model at once (two-step stages)."""
+    model_environment: tuple[str, ...] = ()
+    """Environment variables of the command that the model's process must see too, such as one that holds a key."""
 
 
 @dataclass

@@ -81,7 +81,8 @@ class Command:
         return printed
 
     def processes(self, kind: str = "all") -> list[int]:
-        """Processes of this command: all, decoder (guarded children), and of Ray: worker, model, node (its raylet)."""
+        """Processes of this command: all, decoder (guarded children), engine (vLLM's), and of Ray: worker, model, node
+        (its raylet)."""
         return [pid for pid, line in _with_token(self.token) if _is_kind(kind, line)]
 
     def kill(self, kind: str = "all") -> int:
@@ -139,6 +140,8 @@ def _is_kind(kind: str, line: str) -> bool:
     match kind:
         case "decoder":
             return "guard_child" in line
+        case "engine":
+            return line.startswith("VLLM::")
         case "worker":
             return "ray::MapWorker" in line
         case "model":

@@ -24,7 +24,7 @@ from pipeline.store.lock import LockLost
 from tests.command_line import hicom
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHERS = ["run", "plan", "status", "rejects", "retry", "query", "stats", "gc", "doctor", "demo"]
+OTHERS = ["run", "plan", "status", "rejects", "retry", "query", "stats", "gc", "doctor", "prompts", "demo"]
 
 
 # Commands
@@ -67,7 +67,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[RunRequest]:
 
 
 def test_run_asks_for_what_it_is_told(asked: list[RunRequest]) -> None:
-    options = "--set a.b=1 --set c.d=2 --engine local --limit 3 --max-reject-share 0.25 --accept-changes"
+    options = "--set a.b=1 --set c.d=2 --engine local --limit 3 --max-reject-share 0.25 --accept-changes --offline"
     said = hicom("run", "videos", "more", "--out", "my run", "--profile", "demo", *options.split())
     assert asked == [
         RunRequest(
@@ -79,6 +79,7 @@ def test_run_asks_for_what_it_is_told(asked: list[RunRequest]) -> None:
             engine="local",
             limit=3,
             max_reject_share=0.25,
+            offline=True,
         )
     ]
     assert "hicom status 'my run'\n" in said.out, "what it says to do next can be pasted"
@@ -92,8 +93,8 @@ def test_defaults_are_those_of_the_request(asked: list[RunRequest]) -> None:
 
 @pytest.mark.parametrize("name", cli.STAGES)
 def test_a_stages_command_runs_that_stage(asked: list[RunRequest], name: str) -> None:
-    hicom(name, "r", "--set", "a.b=1", "--address", "auto")
-    assert asked == [RunRequest("r", stages=(name,), sets=("a.b=1",), address="auto")]
+    hicom(name, "r", "--set", "a.b=1", "--address", "auto", "--offline")
+    assert asked == [RunRequest("r", stages=(name,), sets=("a.b=1",), address="auto", offline=True)]
 
 
 def test_inputs_are_for_ingest(asked: list[RunRequest]) -> None:

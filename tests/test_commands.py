@@ -11,6 +11,7 @@ import yaml
 
 from pipeline import commands
 from pipeline.commands import RunRequest, RunResult
+from pipeline.engine.limits import EngineConfig
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.task import StageFailed
 from pipeline.records import REASONS
@@ -267,7 +268,8 @@ def test_engines_by_name(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
 
     class Ray:
-        def __init__(self, address: str | None) -> None:
+        def __init__(self, address: str | None, limits: EngineConfig) -> None:
+            assert limits is session.config.engine
             self.address, self.closed = address, False
             made.append(self)
 

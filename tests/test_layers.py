@@ -32,14 +32,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": _TO_STAGE,
     "engine": _TO_STAGE | {"store", "media"},
     "stats_sql": {"records"},
+    "gpus": set(),
     # On top.
     "session": _TO_STAGES | {"plan", "config", "store"},
     "query": _TO_STAGE | {"store", "stats_sql", "session"},
     "report": _TO_STAGE | {"store", "stats_sql", "session", "query"},
     "runner": _TO_STAGE | {"plan", "config", "session", "store", "engine"},
-    "commands": _TO_STAGE | _BESIDE | {"models", "plan", "config", "session", "query", "report", "runner"},
+    "readiness": _TO_STAGES | {"config", "gpus"},
+    "commands": _TO_STAGE | _BESIDE | {"models", "plan", "config", "session", "query", "report", "readiness", "runner"},
+    "estimate": _TO_STAGES | {"plan", "config", "sources", "store", "session", "query"},
     "show": _TO_STAGE | {"plan", "store", "engine", "session"},
-    "doctor": {"resources", "stage", "media", "engine"},
+    "show_prompts": _TO_STAGES | {"config", "session", "query"},
+    "doctor": _TO_STAGE | {"media", "models", "config", "engine", "gpus", "readiness"},
     "demo.tour": {"commands", "query", "session", "show", "stage"},
 }
 """Each part of `pipeline`, and the other parts it may import; a module with a line of its own goes by that line.

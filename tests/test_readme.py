@@ -19,7 +19,11 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "manifests/SOURCES.md")
 ELSEWHERE = {
     # needs a cluster and an object store: tests/engine/test_ray_probe.py and tests/test_s3_run.py run these two apart
     "hicom run s3://bucket/videos --profile demo --out s3://bucket/run --address auto",
+    # needs a GPU and weights: tests/test_real_models.py runs it with tiny ones
+    "hicom run ~/videos --profile small --out real-run",
 }
+CODES = {"hicom doctor --profile small": (0, 1), "hicom doctor --profile hicom248k": (0, 1)}
+"""Exit codes of commands that need not end in 0: where GPUs or weights are lacking, they say so."""
 
 
 def _lines(document: str) -> list[str]:
@@ -49,11 +53,11 @@ def test_the_documents_commands_run(document: str, tmp_path: Path, monkeypatch: 
         words = [word.replace("~", str(home), 1) if word.startswith("~") else word for word in shlex.split(command)[1:]]
         if words[0] in ("run", "retry") and "--engine" not in words:
             words += ["--engine", "local"]  # Ray has its own tests; here the words of the command are in question
-        assert _exit_code(words) == 0, command
+        assert _exit_code(words) in CODES.get(command, (0,)), command
 
 
 def _exit_code(words: list[str]) -> int | str | None:
-    if words == ["doctor"]:
+    if words[0] == "doctor":
         # It starts Ray, which a process that has started Ray clusters before, as this one may have, cannot do again.
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.run([sys.executable, str(ROOT / "cli.py"), *words], env=env, timeout=200).returncode

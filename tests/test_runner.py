@@ -51,6 +51,15 @@ def test_an_item_that_kills_its_worker_costs_itself_only(tmp_path: Path) -> None
     assert attempts == 3 and "3 attempts" in detail
 
 
+@pytest.mark.parametrize(("count", "works"), [(3, True), (1, False)])
+def test_the_last_pass_knows_whether_an_item_may_be_to_blame(tmp_path: Path, count: int, works: bool) -> None:
+    """It is not when nothing ever came of any item."""
+    session, engine = tiny_session(tmp_path, TinyIngest()), Deaths(["v000"])
+    run_with(engine, session, count)
+    told = [(task.last_pass, task.earlier_passes, task.model_works) for task in engine.tasks]
+    assert told == [(False, 0, True), (False, 1, True), (True, 2, works)]
+
+
 def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
     session, engine = tiny_session(tmp_path, TinyIngest()), Deaths(["v003"], times=1)
     run_with(engine, session, 8)

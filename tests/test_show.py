@@ -22,8 +22,9 @@ from pipeline.config import load_profile, parse
 from pipeline.engine.task import Tally
 from pipeline.records import TABLES
 from pipeline.session import Session
-from pipeline.stage import UserError
+from pipeline.stage import Resources, UserError
 from pipeline.store.live import Counts
+from tests.tiny import TinyEmbed
 
 LONG = "a-very-long-name-" * 20
 
@@ -198,9 +199,16 @@ def test_the_plan_tells_what_stages_read_write_and_need() -> None:
     printed = text(console)
     assert "scan: frame_pts" in printed and "split: shots" in printed
     assert "select select_scores" in printed and "video_id -> clip_id" in printed
-    assert all(
-        word in printed for word in ("whole set", "map, 2-step", "driver", "16 a batch; model 0.2 cpu 0 gpu x 1")
-    )
+    assert all(word in printed for word in ("whole set", "map, 2-step", "driver", "0.5 cpu, 16 a batch"))
+    assert "model builtin:observer@1" in printed and "1 x 0.2 cpu, 4 in flight a worker" in printed
+    assert "gpu" not in printed, "the demo needs none"
+
+
+def test_the_plan_tells_a_models_gpus_and_replicas() -> None:
+    needs = Resources(model_cpus=2, model_gpus=8, model_replicas=3, in_flight=16)
+    console = piped()
+    console.print(show.plan([TinyEmbed(needs=needs)]))
+    assert "3 x 2 cpu 8 gpu, 16 in flight a worker" in text(console)
 
 
 def test_every_view_is_listed_with_its_columns() -> None:

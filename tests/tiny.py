@@ -114,6 +114,8 @@ class Levels:
     async def infer(self, chunk: Chunk) -> Chunk:
         return Chunk({"levels": chunk.arrays["frames"][:, 0]})
 
+    def close(self) -> None: ...
+
 
 Prepare = Callable[[Row, Workspace], Iterator[Chunk]]
 Finish = Callable[[Row, Sequence[Mapping[str, Any]], Sequence[Chunk]], Output]
@@ -245,6 +247,15 @@ def run_tiny(session: Session, rows: Iterable[Row], names: Sequence[str] = ()) -
         return runner.run(names or [stage.name for stage in session.stages])
 
 
+class Kept:
+    """An engine that its runner does not close."""
+
+    def __init__(self, engine: MapEngine) -> None:
+        self.name, self.run_map = engine.name, engine.run_map
+
+    def close(self) -> None: ...
+
+
 class Deaths:
     """The local engine with workers that die: a batch that holds a deadly item leaves nothing behind."""
 
@@ -254,9 +265,11 @@ class Deaths:
         self._local = LocalEngine()
         self._deadly = dict.fromkeys(deadly, times)
         self.batch_sizes: list[int] = []
+        self.tasks: list[MapTask] = []
 
     def run_map(self, task: MapTask, pointers: pa.Table, progress: Progress, *, batch_size: int) -> None:
         self.batch_sizes.append(batch_size)
+        self.tasks.append(task)
         for start in range(0, pointers.num_rows, batch_size):
             batch = pointers.slice(start, batch_size)
             dying = [key for key in batch["key"].to_pylist() if self._deadly.get(key, 0) > 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import time
 from collections import deque
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.engine.task import Answer, MapTask, ModelClient
-from pipeline.stage import Chunk, MapStage, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
+from pipeline.engine.task import Answer, MapTask, ModelClient, ModelHung, gave_up
+from pipeline.stage import Chunk, MapStage, ModelDied, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
 from pipeline.store.tables import ItemResult
 
 
@@ -73,8 +74,9 @@ class Attempts:
                 if not self._again(job, err):
                     return self._rejected(job, err)
 
-    def end(self, job: Job) -> ItemResult:
-        """Second step: wait for the answers and finish; from the start again when that may help."""
+    def end(self, job: Job) -> ItemResult | None:
+        """Second step: wait for the answers and finish; from the start again when that may help. Nothing for an item
+        that is left for a later pass, because the model died under it and others."""
         stage = self._stage
         assert isinstance(stage, TwoStepStage)
         while True:
@@ -84,9 +86,22 @@ class Attempts:
             except Rejected as err:
                 if not self._again(job, err):
                     return self._rejected(job, err)
+            except ModelDied as err:
+                if not self._task.last_pass:
+                    return None
+                if job.attempts >= self._task.limits.attempts:
+                    return self._blamed(job, err)
             rejected = self.begin(job)
             if rejected is not None:
                 return rejected
+
+    def _blamed(self, job: Job, err: ModelDied) -> ItemResult:
+        """The model had nothing but this item, each time it died. Raises StageFailed for a model that never worked."""
+        if not self._task.model_works:
+            raise gave_up(self._stage.name, job.attempts, str(err))
+        detail = f"the model died each of {job.attempts} times that it had this item alone; the last time: {err}"
+        job.attempts += self._task.earlier_passes
+        return self._rejected(job, Rejected("timeout" if isinstance(err, ModelHung) else "engine_error", detail))
 
     def _make_room(self, nbytes: int) -> None:
         """Back-pressure: wait for the oldest answers until the frames in flight fit."""
@@ -122,7 +137,7 @@ class Attempts:
         ]
         self._check_shots(job, self._shots_out(output), len(rejects))
         assert rows, f"{self._stage.name}: {key} left without a row; a stage must reject such an item whole"
-        return ItemResult(key, rows, rejects, self._metrics(job, output.frames_decoded))
+        return ItemResult(key, rows, rejects, self._metrics(job, output))
 
     def _rejected(self, job: Job, err: Rejected) -> ItemResult:
         key = self._key(job)
@@ -133,7 +148,7 @@ class Attempts:
             {"id": key, "shot": shot, "reason": reason, "detail": detail, "attempts": job.attempts}
             for shot, reason, detail in reasons
         ]
-        return ItemResult(key, [], rejects, self._metrics(job, None))
+        return ItemResult(key, [], rejects, self._metrics(job, Output([])))
 
     def _shots_out(self, output: Output) -> int | None:
         return self._stage.shots_out(output) if isinstance(self._stage, MapStage) else None
@@ -146,15 +161,16 @@ class Attempts:
                 f"{stage.name}: {self._key(job)}: {shots_in} shots came in, {shots_out} left, {rejected} were rejected"
             )
 
-    def _metrics(self, job: Job, frames_decoded: int | None) -> Row:
+    def _metrics(self, job: Job, output: Output) -> Row:
         return {
             "id": self._key(job),
             "seconds": time.monotonic() - job.started,
             "attempts": job.attempts,
             "host": self._host,
             "finished_at": datetime.now(UTC),
-            "frames_decoded": frames_decoded,
+            "frames_decoded": output.frames_decoded,
             "bytes_moved": job.bytes_moved,
+            "measured": json.dumps(output.measured, sort_keys=True) if output.measured else None,
         }
 
     def _key(self, job: Job) -> str:

@@ -67,8 +67,9 @@ class StageWorker:
             raise _failed(self._task, f"on {key}" if key else "reading its input", err) from err
 
     def _two_steps(self, rows: Iterator[Row]) -> Iterator[ItemResult]:
-        """Prepare the next items while the model works on those before."""
+        """Prepare the next items while the model works on those before. An item may end without a result."""
         jobs: deque[Job] = deque()
+        at_once = 1 if self._task.last_pass else self._task.stage.resources.in_flight
         for row in rows:
             self._now = row
             job = Job(row)
@@ -77,12 +78,16 @@ class StageWorker:
                 yield rejected
                 continue
             jobs.append(job)
-            while jobs and (len(jobs) >= self._task.stage.resources.in_flight or jobs[0].ready()):
-                self._now = jobs[0].row
-                yield self._attempts.end(jobs.popleft())
+            while jobs and (len(jobs) >= at_once or jobs[0].ready()):
+                yield from self._end(jobs.popleft())
         while jobs:
-            self._now = jobs[0].row
-            yield self._attempts.end(jobs.popleft())
+            yield from self._end(jobs.popleft())
+
+    def _end(self, job: Job) -> Iterator[ItemResult]:
+        self._now = job.row
+        result = self._attempts.end(job)
+        if result is not None:
+            yield result
 
     def _rows(self, pointers: pa.Table) -> Iterator[Row]:
         """The items' rows: their key and the columns that the stage reads."""

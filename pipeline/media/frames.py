@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 Resize = Literal["stretch", "shortest_side_center_crop", "pad"]
-Interpolation = Literal["area", "bicubic"]
+Interpolation = Literal["area", "bicubic", "bilinear"]
+MAX_SIDE = 4096
+"""Longest side of a picture for a model, pixels. Our choice: what strangers made must not cost gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class FrameSpec:
     resize: Resize = "shortest_side_center_crop"
     """stretch: ignore the shape. shortest_side_center_crop: fill, cut the rest off (CLIP). pad: fit, black borders."""
     interpolation: Interpolation = "bicubic"
-    """libswscale's filter; both average over the pixels that a smaller one covers."""
+    """libswscale's filter; all average over the pixels that a smaller one covers."""
 
     def __post_init__(self) -> None:
-        if not (0 < self.width <= 4096 and 0 < self.height <= 4096):
-            raise ValueError(f"frame size {self.width}x{self.height}: expected 1 to 4096 pixels a side")
+        if not (0 < self.width <= MAX_SIDE and 0 < self.height <= MAX_SIDE):
+            raise ValueError(f"frame size {self.width}x{self.height}: expected 1 to {MAX_SIDE} pixels a side")
         if self.resize not in get_args(Resize) or self.interpolation not in get_args(Interpolation):
             raise ValueError(f"unknown resize {self.resize!r} or interpolation {self.interpolation!r}")
 
@@ -46,6 +49,56 @@ class FrameSpec:
     def nbytes(self) -> int:
         """Bytes of one picture."""
         return self.width * self.height * 3
+
+
+@dataclass(frozen=True)
+class PixelBounds:
+    """A size that follows from the picture's own shape, as Qwen2-VL wants it. As JSON: `to_json`, `spec_from_json`."""
+
+    min_pixels: int
+    """Fewest pixels: a smaller picture is enlarged."""
+    max_pixels: float
+    """Most pixels, never passed."""
+    side_multiple: int
+    """Width and height are multiples of this, pixels."""
+
+    def __post_init__(self) -> None:
+        if not self.side_multiple**2 <= self.min_pixels <= self.max_pixels:
+            raise ValueError(f"{self}: expected side_multiple squared <= min_pixels <= max_pixels")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def resolve(self, width: int, height: int, pixel_aspect: Fraction) -> FrameSpec:
+        """The size for upright pictures of so many pixels, each `pixel_aspect` times as wide as high: by the rule of
+        `smart_resize` in Qwen's package qwen-vl-utils. Very long pictures, which that refuses, are squeezed."""
+        shown_w, shown_h = float(width * pixel_aspect), float(height)
+        shown_w, shown_h = max(shown_w, shown_h / _LONGEST), max(shown_h, shown_w / _LONGEST)
+        sides = [max(1, round(side / self.side_multiple)) for side in (shown_w, shown_h)]
+        area = shown_w * shown_h
+        if self._pixels(sides) > self.max_pixels:
+            shrink = math.sqrt(area / self.max_pixels)
+            sides = [max(1, math.floor(side / shrink / self.side_multiple)) for side in (shown_w, shown_h)]
+        elif self._pixels(sides) < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / area)
+            sides = [math.ceil(side * grow / self.side_multiple) for side in (shown_w, shown_h)]
+        while self._pixels(sides) > self.max_pixels:  # rounded up past it: then the longer side gives way
+            sides[sides.index(max(sides))] -= 1
+        wide, high = (min(side, MAX_SIDE // self.side_multiple) * self.side_multiple for side in sides)
+        return FrameSpec(width=wide, height=high, resize="stretch")
+
+    def _pixels(self, sides: list[int]) -> int:
+        """Pixels of a picture whose sides are so many multiples."""
+        return sides[0] * sides[1] * self.side_multiple**2
+
+
+_LONGEST = 200
+"""Times that one side of a picture may be as long as the other before it is squeezed (qwen-vl-utils: MAX_RATIO)."""
+
+
+def spec_from_json(value: dict[str, Any]) -> FrameSpec | PixelBounds:
+    """A fixed size, or bounds that the picture's own shape decides within."""
+    return PixelBounds(**value) if "max_pixels" in value else FrameSpec.from_json(value)
 
 
 def quarter_turns(rotation: int) -> int:
@@ -86,39 +139,49 @@ def picture_view(frame: VideoFrame) -> NDArray[np.uint8]:
 
 
 class FrameSizer:
-    """Makes a model's pictures from one stream's frames; keeps its scaler, so use one per stream and spec."""
+    """Makes a model's pictures from one stream's frames; keeps its scaler, so use one per stream and spec.
 
-    def __init__(self, spec: FrameSpec, pixel_aspect: Fraction | None) -> None:
-        from av.video.reformatter import Interpolation as Flags
+    All are of one size. Where the picture's own shape decides it, that is the first frame's.
+    """
+
+    def __init__(self, spec: FrameSpec | PixelBounds, pixel_aspect: Fraction | None) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._spec = spec
         self._pixel_aspect = pixel_aspect if pixel_aspect is not None and pixel_aspect > 0 else Fraction(1)
         self._scaler = VideoReformatter()
-        filters = {"area": Flags.AREA, "bicubic": Flags.BICUBIC}
-        self._flags = int(filters[spec.interpolation] | Flags.ACCURATE_RND)
 
     def picture(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """The frame as a player shows it, uint8 RGB [spec.height, spec.width, 3]. Colours are the stream's own:
-        no tone mapping of HDR."""
+        """The frame as a player shows it, uint8 RGB [height, width, 3]. Colours are the stream's own: no tone mapping
+        of HDR."""
         turns = quarter_turns(frame.rotation)
-        width, height = self._upright_target(frame, turns)
+        on_its_side = (frame.height, frame.width, 1 / self._pixel_aspect)
+        upright = on_its_side if turns % 2 else (frame.width, frame.height, self._pixel_aspect)
+        if isinstance(self._spec, PixelBounds):
+            self._spec = self._spec.resolve(*upright)
+        width, height = scaled_size(self._spec, *upright)
         if turns % 2:
             width, height = height, width
         # Threads would cost more than they save on one small picture.
-        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=self._flags, threads=1)
-        return self._fit(np.rot90(picture_view(scaled), turns))
+        flags = _flags(self._spec.interpolation)
+        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
+        return _fit(self._spec, np.rot90(picture_view(scaled), turns))
 
-    def _upright_target(self, frame: VideoFrame, turns: int) -> tuple[int, int]:
-        if turns % 2:
-            return scaled_size(self._spec, frame.height, frame.width, 1 / self._pixel_aspect)
-        return scaled_size(self._spec, frame.width, frame.height, self._pixel_aspect)
 
-    def _fit(self, upright: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        spec, (height, width) = self._spec, upright.shape[:2]
-        top, left = round((height - spec.height) / 2), round((width - spec.width) / 2)
-        if height >= spec.height and width >= spec.width:
-            return np.ascontiguousarray(upright[top : top + spec.height, left : left + spec.width])
-        out = np.zeros((spec.height, spec.width, 3), np.uint8)
-        out[-top : height - top, -left : width - left] = upright
-        return out
+def _flags(interpolation: Interpolation) -> int:
+    """libswscale's flags for a filter."""
+    from av.video.reformatter import Interpolation as Flags
+
+    filters = {"area": Flags.AREA, "bicubic": Flags.BICUBIC, "bilinear": Flags.BILINEAR}
+    return int(filters[interpolation] | Flags.ACCURATE_RND)
+
+
+def _fit(spec: FrameSpec, upright: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Crop or pad a scaled picture to the spec's size."""
+    height, width = upright.shape[:2]
+    top, left = round((height - spec.height) / 2), round((width - spec.width) / 2)
+    if height >= spec.height and width >= spec.width:
+        return np.ascontiguousarray(upright[top : top + spec.height, left : left + spec.width])
+    out = np.zeros((spec.height, spec.width, 3), np.uint8)
+    out[-top : height - top, -left : width - left] = upright
+    return out

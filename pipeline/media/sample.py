@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.media.decode import Decoder
-from pipeline.media.frames import FrameSizer, FrameSpec
+from pipeline.media.frames import FrameSizer, FrameSpec, PixelBounds, spec_from_json
 from pipeline.media.open import open_media, video_stream
 from pipeline.media.probe import claimed_duration
 from pipeline.stage import Chunk, Rejected
@@ -46,19 +46,18 @@ class Sampled:
 def sample(uri: str, count: int, frame_spec: dict[str, Any], window: dict[str, int] | None = None) -> Iterator[Chunk]:
     """`count` pictures, in the middles of `count` equal parts: at each middle, what a player would show.
 
-    `frame_spec`: a FrameSpec as JSON. `window`: only this part of the video: {start_pts, end_pts (exclusive),
-    time_base_num, time_base_den}, in ticks from the video's first frame.
+    `frame_spec`: a FrameSpec or PixelBounds as JSON. `window`: only this part of the video: {start_pts, end_pts
+    (exclusive), time_base_num, time_base_den}, in ticks from the video's first frame.
 
     Yields Chunks. arrays: frames, uint8 [n, H, W, 3] RGB, in order; a video of fewer frames gives some of them
     twice. info: times_s, the frames' times in seconds from the video's first frame; frames_decoded so far.
     Raises Rejected `decode_failed` when no frame decodes, and what `open_media` and `video_stream` raise.
     """
-    spec = FrameSpec.from_json(frame_spec)
-    sampler = _Sampler(uri, spec, window)
+    sampler = _Sampler(uri, spec_from_json(frame_spec), window)
     found = sampler.by_seeking(count) or sampler.from_start(count)
     if not found:
         raise Rejected("decode_failed", f"no frame decodes{' in this part' if window else ''}")
-    at_once = max(1, _CHUNK_BYTES // spec.nbytes)
+    at_once = max(1, _CHUNK_BYTES // found[0].picture.nbytes)
     for start in range(0, len(found), at_once):
         part = found[start : start + at_once]
         yield Chunk(
@@ -73,7 +72,7 @@ def sample(uri: str, count: int, frame_spec: dict[str, Any], window: dict[str, i
 class _Sampler:
     """Finds the moments of one video."""
 
-    def __init__(self, uri: str, spec: FrameSpec, window: dict[str, int] | None) -> None:
+    def __init__(self, uri: str, spec: FrameSpec | PixelBounds, window: dict[str, int] | None) -> None:
         self._uri = uri
         self._spec = spec
         self._window = window
@@ -140,7 +139,7 @@ def _moments(start: int, end: int, count: int) -> list[int]:
 class _Reader:
     """Reads one open container forward, and jumps."""
 
-    def __init__(self, container: InputContainer, spec: FrameSpec) -> None:
+    def __init__(self, container: InputContainer, spec: FrameSpec | PixelBounds) -> None:
         self._container = container
         self._stream = video_stream(container)
         self._sizer = FrameSizer(spec, self._stream.sample_aspect_ratio)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.media.budget import VideoBudget
+from pipeline.stage import Resources
 
 Frames = npt.NDArray[np.uint8]
 Vectors = npt.NDArray[np.float32]
@@ -45,6 +46,20 @@ class Card:
     """Processes that load the model."""
     in_flight: int = 4
     """Items of one worker that may wait for the model at once."""
+    environment: tuple[str, ...] = ()
+    """Environment variables of the command that a process with the loaded model must see too, wherever it runs, such
+    as the one that holds a key."""
+
+    def resources(self, *, batch_size: int) -> Resources:
+        """What a stage that uses the model asks of the machine."""
+        return Resources(
+            batch_size=batch_size,
+            model_cpus=self.cpus,
+            model_gpus=self.gpus,
+            model_replicas=self.replicas,
+            in_flight=self.in_flight,
+            model_environment=self.environment,
+        )
 
 
 class FrameEmbedder(Protocol):

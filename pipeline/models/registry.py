@@ -69,7 +69,9 @@ def options(role: Role, spec: ModelSpec) -> Any:
     family = _family(role, spec)
     if family.options is None:
         if spec.options:
-            raise UserError(f"model {spec.key}: the family {spec.family!r} takes no options; got {sorted(spec.options)}")
+            raise UserError(
+                f"model {spec.key}: the family {spec.family!r} takes no options; got {sorted(spec.options)}"
+            )
         return None
     kind = _found(family.options)
     try:

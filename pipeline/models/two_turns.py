@@ -7,6 +7,7 @@ clip is rejected with the engine's words.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -49,6 +50,12 @@ class TurnLimits:
     """Times as many for a turn that is asked again."""
 
 
+def answer_seed(seed: int, clip_id: str, asked_before: int) -> int:
+    """Seed of an answer, 32 bits: the same for a clip whenever and wherever it is described; another each time that a
+    turn is asked again, since with the same one the model would say the same."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{clip_id}\n{asked_before}".encode()).digest()[:4], "big")
+
+
 async def converse(conversation: Conversation, limits: TurnLimits) -> Description:
     """Both turns. Raises Rejected("truncated" | "refused" | "bad_output") and what the conversation raises."""
     replies: list[Reply] = []
@@ -63,7 +70,7 @@ async def _caption(conversation: Conversation, limits: TurnLimits, replies: list
     for max_tokens in (limits.caption_tokens, limits.caption_tokens * limits.retry_factor):
         reply = await conversation.caption(max_tokens)
         replies.append(reply)
-        if not _cut_off(reply):
+        if not cut_off(reply.turn):
             break
     else:
         raise Rejected("truncated", f"the caption was cut off after {reply.turn.output_tokens} tokens, twice")
@@ -79,7 +86,7 @@ async def _pairs(conversation: Conversation, limits: TurnLimits, replies: list[R
         reply = await conversation.pairs(max_tokens)
         replies.append(reply)
         try:
-            if not _cut_off(reply):
+            if not cut_off(reply.turn):
                 return parse_pairs(reply.text)
             wrong = f"cut off after {reply.turn.output_tokens} tokens"
         except ValueError as err:
@@ -89,13 +96,13 @@ async def _pairs(conversation: Conversation, limits: TurnLimits, replies: list[R
     raise Rejected("bad_output", f"the pairs, asked twice: {wrong}; the answer begins {_beginning(reply.text)}")
 
 
-def _cut_off(reply: Reply) -> bool:
-    """Whether the limit of tokens ended the answer. Raises for every other end that is no answer."""
-    end = reply.turn.finish_reason
+def cut_off(turn: Turn) -> bool:
+    """Whether the limit of tokens ended the answer. Raises Rejected for every other end that is no answer."""
+    end = turn.finish_reason
     if end == "content_filter":
-        raise Rejected("refused", f"the {reply.turn.turn} turn was stopped by the engine's content filter")
+        raise Rejected("refused", f"the {turn.turn} turn was stopped by the engine's content filter")
     if end not in ("stop", "length"):
-        raise Retryable("engine_error", f"the {reply.turn.turn} turn ended with {end!r}")
+        raise Retryable("engine_error", f"the {turn.turn} turn ended with {end!r}")
     return end == "length"
 
 

@@ -24,10 +24,10 @@ from pipeline.stage import MapStage, Output, Row, ShotReject, UserError, Workspa
 Indices = npt.NDArray[np.intp]
 
 THRESHOLDS: dict[str, float] = {
-    "open_clip:ViT-L-14-336@openai": 0.93,  # ShareGPT4Video
+    "open_clip:ViT-L-14-336@openai#cls": 0.93,  # ShareGPT4Video, which compares class tokens before the projection
     "builtin:visual": 0.92,  # ours: parts most same-shot from cross-cut frame pairs on annotated footage
 }
-"""Known keep thresholds by frame embedder, "family:name@revision" or, for every revision, "family:name".
+"""Known keep thresholds by frame embedder, "family:name@revision#variant" or, for every revision, without "@revision".
 A cosine means something else in each model's space, so there is no default for others."""
 
 _BLOCKS = (4, 256)
@@ -167,8 +167,9 @@ class Dedup(MapStage):
 
 
 def threshold_for(model: str, thresholds: dict[str, float]) -> float:
-    """The keep threshold of a frame embedder "family:name@revision". Raises UserError for an unknown one."""
-    base = model.partition("@")[0]
+    """The keep threshold of a frame embedder "family:name@revision#variant". Raises UserError for an unknown one."""
+    base, _, rest = model.partition("@")
+    base += "".join(rest.partition("#")[1:])
     for key in (model, base):
         if key in thresholds:
             return thresholds[key]

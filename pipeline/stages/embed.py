@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.models.batching import Batcher
 from pipeline.models.protocols import VideoTextEmbedder
-from pipeline.models.registry import card, load_video_text_embedder
+from pipeline.models.registry import card, identity, load_video_text_embedder
 from pipeline.models.spec import ModelSpec
 from pipeline.records import Grain
 from pipeline.stage import Chunk, Output, Resources, Row, TwoStepStage, Workspace
@@ -46,10 +46,10 @@ class Embed(TwoStepStage):
 
     @property
     def resources(self) -> Resources:
-        return Resources(batch_size=16)
+        return self._card.resources(batch_size=16)
 
     def depends_on(self) -> Mapping[str, str]:
-        return {"model": self.config.model.key}
+        return identity("video_text_embedder", self.config.model)
 
     def prepare(self, row: Row, work: Workspace) -> Iterator[Chunk]:
         count = self.config.frames or self._card.frames
@@ -78,3 +78,6 @@ class EmbedModel:
         """`frames` uint8 [T, H, W, 3] of one video to `embedding` float32 [D]."""
         (embedding,) = await self._batcher.submit(chunk.arrays["frames"][None])
         return Chunk(arrays={"embedding": embedding})
+
+    def close(self) -> None:
+        """An embedder starts nothing that outlives its process."""

@@ -6,8 +6,9 @@ reject. Whether a pair is any good is for `clean` to say, as often as anyone lik
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, ClassVar
 
@@ -15,12 +16,14 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from pipeline.media.budget import FrameCount
 from pipeline.models.prompts import PAIRS_PER_CLIP, prompt_hashes
-from pipeline.models.protocols import ClipFrames, Describer
-from pipeline.models.registry import card, load_describer
+from pipeline.models.protocols import ClipFrames, Describer, Frames, Turn
+from pipeline.models.registry import card, identity, load_describer
 from pipeline.models.spec import ModelSpec
+from pipeline.models.two_turns import cut_off, is_refusal
 from pipeline.records import Grain, seconds
-from pipeline.stage import Chunk, Output, Rejected, Resources, Retryable, Row, TwoStepStage, Workspace
+from pipeline.stage import Chunk, Output, Rejected, Resources, Row, TwoStepStage, Workspace
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -30,8 +33,8 @@ class GenerateConfig:
     model: ModelSpec
     """The describer (the paper's: Qwen2-VL-72B-Instruct, sec. 3.2)."""
     frames: Annotated[int, Field(ge=1, le=768)] | None = None
-    """Frames, in the middles of so many equal parts of the clip; None: as many as the model was made for. The paper
-    gives no number."""
+    """Frames, in the middles of so many equal parts of the clip; None: as many as the model's own settings give a clip
+    of its length. The paper gives no number."""
 
 
 class Generate(TwoStepStage):
@@ -40,6 +43,7 @@ class Generate(TwoStepStage):
     name: ClassVar[str] = "generate"
     grain_in: ClassVar[Grain] = Grain.CLIP
     grain_out: ClassVar[Grain] = Grain.CLIP
+    version: ClassVar[int] = 2
     reads: ClassVar[tuple[str, ...]] = (
         "cut.clip_uri",
         "cut.start_pts",
@@ -55,26 +59,40 @@ class Generate(TwoStepStage):
         """Raises UserError for a model that is not known."""
         self.config = config
         self._card = card("describer", config.model)
+        self._prompts = prompt_hashes() if self._card.reads_prompts else None
 
     @property
     def resources(self) -> Resources:
-        # An engine behind the describer batches whatever is in flight; a batch must not run dry before it is full.
-        return Resources(batch_size=64, in_flight=16)
+        return self._card.resources(batch_size=64)
 
     def depends_on(self) -> Mapping[str, str]:
-        return {"model": self.config.model.key, **(prompt_hashes() if self._card.reads_prompts else {})}
+        return {**identity("describer", self.config.model), **(self._prompts or {})}
 
     def prepare(self, row: Row, work: Workspace) -> Iterator[Chunk]:
         args, media_s, start_s = _where(row, work)
-        args |= {"count": self.config.frames or self._card.frames, "frame_spec": self._card.frame_spec}
-        parts = list(work.guarded("sample", args, media_s))
-        # A describer sees all frames of a clip at once, so they travel together; they are few.
-        frames = np.concatenate([part.arrays["frames"] for part in parts])
-        times_s = np.concatenate([np.asarray(part.info["times_s"], dtype=np.float64) for part in parts]) - start_s
+        shown, frame_spec = self.shown(row["clip_s"])
+        args |= {"count": shown.count, "frame_spec": frame_spec}
+        frames, times_s, frames_decoded = _joined(work.guarded("sample", args, media_s), shown.count)
+        times_s -= start_s
         is_new = np.diff(times_s, prepend=-np.inf) > 0  # a clip of few frames gives some of them twice
-        info = {"clip_id": row["clip_id"], "duration_s": row["clip_s"], "frames_used": int(is_new.sum())}
-        info["frames_decoded"] = parts[-1].info["frames_decoded"]
-        yield Chunk(arrays={"frames": frames[is_new], "times_s": times_s[is_new]}, info=info)
+        if not is_new.all():
+            frames, times_s = frames[is_new], times_s[is_new]
+        info = {
+            "clip_id": row["clip_id"],
+            "duration_s": row["clip_s"],
+            "frames_used": len(frames),
+            "frames_lowered_from": shown.lowered_from,
+            "frames_decoded": frames_decoded,
+        }
+        yield Chunk(arrays={"frames": frames, "times_s": times_s}, info=info)
+
+    def shown(self, clip_s: float) -> tuple[FrameCount, dict[str, Any]]:
+        """How many frames a clip of this length is shown with, and the size of each as the sampling job takes it."""
+        asked, budget = self.config.frames, self._card.budget
+        if budget is None:
+            return FrameCount(asked or self._card.frames), self._card.frame_spec
+        shown = budget.fitting(asked) if asked is not None else budget.frames(clip_s)
+        return shown, budget.frame_spec(shown.count)
 
     def load_model(self) -> GenerateModel:
         return GenerateModel(load_describer(self.config.model))
@@ -88,9 +106,44 @@ class Generate(TwoStepStage):
             "raw_pairs": _checked_pairs(said["pairs"]),
             "describer": self.config.model.key,
             "turns": said["turns"],
-            "frames_used": sampled["frames_used"],
+            **_frames_seen(sampled, said["frames_used"]),
+            "prompt_hashes": _as_json(self._prompts),
         }
-        return Output(rows=[columns], frames_decoded=sampled["frames_decoded"])
+        return Output(rows=[columns], frames_decoded=sampled["frames_decoded"], measured=said["measured"])
+
+
+def _joined(parts: Iterable[Chunk], count: int) -> tuple[Frames, np.ndarray, int]:
+    """The sampled frames [count, H, W, 3] in one array, their times and how many were decoded for them.
+
+    A describer sees all frames of a clip at once, so they travel together. They may be 100 MB: copied once, as they
+    come.
+    """
+    frames = np.empty((0, 0, 0, 3), np.uint8)
+    times_s: list[float] = []
+    frames_decoded = 0
+    for part in parts:
+        some: Frames = part.arrays["frames"]
+        if not times_s:
+            frames = np.empty((count, *some.shape[1:]), np.uint8)
+        frames[len(times_s) : len(times_s) + len(some)] = some
+        times_s += part.info["times_s"]
+        frames_decoded = part.info["frames_decoded"]
+    return frames[: len(times_s)], np.array(times_s, np.float64), frames_decoded
+
+
+def _frames_seen(sampled: dict[str, Any], used: int | None) -> dict[str, int | None]:
+    """Columns: the frames that the describer saw, and those that the settings ask for where it saw fewer for want of
+    room. `used`: what the describer says, when it left some out."""
+    given, lowered_from = sampled["frames_used"], sampled["frames_lowered_from"]
+    if used is not None and used < given:
+        lowered_from = max(given, lowered_from or 0)
+    return {"frames_used": given if used is None else used, "frames_lowered_from": lowered_from}
+
+
+def _as_json(prompts: Mapping[str, str] | None) -> str | None:
+    if prompts is None:
+        return None
+    return json.dumps({name.removeprefix("prompt."): sha256 for name, sha256 in sorted(prompts.items())})
 
 
 class GenerateModel:
@@ -100,14 +153,21 @@ class GenerateModel:
         self._describer = describer
 
     async def infer(self, chunk: Chunk) -> Chunk:
-        """`frames` uint8 [T, H, W, 3] with `times_s` [T] of one clip to caption, pairs and turns, as plain values."""
+        """`frames` uint8 [T, H, W, 3] with `times_s` [T] of one clip to its Description, as plain values."""
         clip = ClipFrames(
             clip_id=chunk.info["clip_id"],
             frames=chunk.arrays["frames"],
             times_s=chunk.arrays["times_s"],
             duration_s=chunk.info["duration_s"],
+            frames_lowered_from=chunk.info["frames_lowered_from"],
         )
         return Chunk(arrays={}, info=asdict(await self._describer.describe(clip)))
+
+    def close(self) -> None:
+        """End what the describer started; a describer that starts nothing has no `close`."""
+        close = getattr(self._describer, "close", None)
+        if close is not None:
+            close()
 
 
 def _where(row: Row, work: Workspace) -> tuple[dict[str, Any], float | None, float]:
@@ -124,31 +184,20 @@ def _where(row: Row, work: Workspace) -> tuple[dict[str, Any], float | None, flo
     return {"uri": row["uri"], "window": window}, row["duration_s"], float(seconds(row["start_pts"], num, den))
 
 
-_REASON_OF_FINISH = {"length": "truncated", "content_filter": "refused"}
-"""What it means for the clip that a turn did not end with "stop". Any other end is the engine's failure."""
-_REFUSAL = re.compile(
-    r"\W*(?:i(?:'m| am) (?:very |so |really )?sorry|sorry,|i apologi[sz]e|as an ai\b|"
-    r"i(?:'m| am) (?:not able|unable) to|i (?:cannot|can't|can not|won't) )",
-    re.IGNORECASE,
-)
-"""How a refusal begins."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _check_turns(turns: list[dict[str, Any]]) -> None:
-    for turn in turns:
-        end = turn["finish_reason"]
-        detail = f"the {turn['turn']} turn ended with {end!r} after {turn['output_tokens']} tokens"
-        if end in _REASON_OF_FINISH:
-            raise Rejected(_REASON_OF_FINISH[end], detail)
-        if end != "stop":
-            raise Retryable("engine_error", detail)
+    """Each turn's last answer is whole; an answer that was asked for again does not count. Raises Rejected."""
+    for said in {turn["turn"]: turn for turn in turns}.values():
+        if cut_off(Turn(**said)):
+            raise Rejected("truncated", f"the {said['turn']} turn was cut off after {said['output_tokens']} tokens")
 
 
 def _checked_caption(caption: str) -> str:
     if not caption.strip():
         raise Rejected("refused", "the caption is empty")
-    if _REFUSAL.match(caption.replace("\u2019", "'")):
+    if is_refusal(caption):
         raise Rejected("refused", f"the caption is a refusal: {caption.strip()[:200]!r}")
     return _storable(caption.strip())
 

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.media.score import ScoreMode
 from pipeline.models.batching import Batcher
 from pipeline.models.protocols import FrameEmbedder
-from pipeline.models.registry import card, load_frame_embedder
+from pipeline.models.registry import card, identity, load_frame_embedder
 from pipeline.models.spec import ModelSpec
 from pipeline.records import Grain
 from pipeline.stage import Chunk, Output, Rejected, Resources, Row, TwoStepStage, Workspace
@@ -57,10 +57,10 @@ class Scan(TwoStepStage):
 
     @property
     def resources(self) -> Resources:
-        return Resources(batch_size=4)
+        return self._card.resources(batch_size=4)
 
     def depends_on(self) -> Mapping[str, str]:
-        return {"model": self.config.model.key}
+        return identity("frame_embedder", self.config.model)
 
     def prepare(self, row: Row, work: Workspace) -> Iterator[Chunk]:
         args = {
@@ -116,3 +116,6 @@ class ScanModel:
     async def infer(self, chunk: Chunk) -> Chunk:
         """`frames` uint8 [N, H, W, 3], N from 0, to `embeddings` float32 [N, D]."""
         return Chunk(arrays={"embeddings": await self._batcher.submit(chunk.arrays["frames"])})
+
+    def close(self) -> None:
+        """An embedder starts nothing that outlives its process."""

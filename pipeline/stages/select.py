@@ -7,7 +7,7 @@ second writes every video's row or reject. A similarity is computed the same way
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.models.cosine import Vectors, cosines
-from pipeline.models.registry import load_video_text_embedder
+from pipeline.models.registry import identity, load_video_text_embedder, options
 from pipeline.models.spec import ModelSpec
 from pipeline.records import Grain
 from pipeline.resources import resource
@@ -64,10 +64,10 @@ class Select(GlobalStage):
         return load_categories(self.config.categories)
 
     def depends_on(self) -> Mapping[str, str]:
-        return {"categories": digest(self.sentences), "model": self.config.model.key}
+        return {"categories": digest(self.sentences), **identity("video_text_embedder", self.config.model)}
 
     def run(self, reader: Reader, writer: Writer) -> None:
-        texts_CD = load_video_text_embedder(self.config.model).embed_texts(self.sentences)
+        texts_CD = load_video_text_embedder(_on_cpu(self.config.model)).embed_texts(self.sentences)
         assert np.all(np.isfinite(texts_CD)), f"{self.config.model.key}: the category embeddings must be finite"
         chosen = self._choose(reader, writer, texts_CD)
         for ids, scores_NC in self._scored(reader, texts_CD):
@@ -132,6 +132,14 @@ def _rankings(scores_NC: Scores) -> list[list[int]]:
     """The best two categories of each video, best first; ties go to the category listed first."""
     ranked: list[list[int]] = np.argsort(-scores_NC, axis=1, kind="stable")[:, :2].tolist()
     return ranked
+
+
+def _on_cpu(model: ModelSpec) -> ModelSpec:
+    """The model for a few sentences: this stage runs in the command's own process, which has no GPU reserved and would
+    keep memory of one until it ends."""
+    if not hasattr(options("video_text_embedder", model), "device"):
+        return model
+    return replace(model, options={**model.options, "device": "cpu"})
 
 
 def load_categories(name: str) -> list[str]:

@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.engine.attempt import Attempts, Job
 from pipeline.engine.limits import EngineConfig
-from pipeline.engine.task import Answer, MapTask
-from pipeline.stage import Chunk, MapStage, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
+from pipeline.engine.task import Answer, MapTask, ModelHung, StageFailed
+from pipeline.stage import Chunk, MapStage, ModelDied, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
 from pipeline.store.files import open_files
-from pipeline.store.tables import PartWriter
+from pipeline.store.tables import ItemResult, PartWriter
 from tests.tiny import TinyEmbed, TinyIngest, TinySplit, frames, redundant, shot, take_uri_for_id
 
 NO_WORKSPACE = cast(Workspace, None)
@@ -59,10 +59,23 @@ class LazyDesk:
         return self.failing.pop(level, None) or Chunk({"levels": chunk.arrays["frames"][:, 0]})
 
 
-def attempts(stage: MapStage | TwoStepStage, tmp_path: Path, desk: LazyDesk | None = None, **limits: Any) -> Attempts:
+def attempts(
+    stage: MapStage | TwoStepStage,
+    tmp_path: Path,
+    desk: LazyDesk | None = None,
+    task: dict[str, Any] | None = None,
+    **limits: Any,
+) -> Attempts:
     files = open_files(str(tmp_path))
-    task = MapTask(stage, files, cast(PartWriter, None), EngineConfig(**limits))
-    return Attempts(task, NO_WORKSPACE, desk)
+    made = MapTask(stage, files, cast(PartWriter, None), EngineConfig(**limits), **(task or {}))
+    return Attempts(made, NO_WORKSPACE, desk)
+
+
+def end(tried: Attempts, item: Job) -> ItemResult:
+    """The end of an item that has one."""
+    result = tried.end(item)
+    assert result is not None
+    return result
 
 
 class Failing:
@@ -92,6 +105,16 @@ def test_a_row_gets_its_items_key_and_a_measurement(tmp_path: Path) -> None:
     assert done.rejects == [] and done.metrics is not None
     assert (done.metrics["id"], done.metrics["attempts"]) == ("s0", 1)
     assert done.metrics["seconds"] >= 0
+
+
+def test_a_stages_own_measurements_stand_beside_the_engines(tmp_path: Path) -> None:
+    def measure(row: Row, work: Workspace) -> Output:
+        return Output(take_uri_for_id(row, work).rows, measured={"qa_s": 0.25, "caption_s": 1.5})
+
+    done = attempts(TinyIngest(measure), tmp_path).run(ROW)
+    assert done.metrics is not None and done.metrics["measured"] == '{"caption_s": 1.5, "qa_s": 0.25}'
+    nothing = attempts(TinyIngest(), tmp_path).run(ROW)
+    assert nothing.metrics is not None and nothing.metrics["measured"] is None
 
 
 def test_what_another_attempt_may_cure_is_tried_so_often_and_then_rejected(tmp_path: Path) -> None:
@@ -182,7 +205,7 @@ def test_answers_of_one_item_stay_together_and_in_order(tmp_path: Path) -> None:
     assert tried.begin(first) is None and tried.begin(second) is None
     for answer in reversed(desk.answers):  # the model may answer in any order
         answer.result()
-    ends = [tried.end(first), tried.end(second)]
+    ends = [end(tried, first), end(tried, second)]
     assert [list(end.rows[0]["embedding"]) for end in ends] == [[1, 1, 101, 101], [2, 2, 102, 102]]
     assert [end.metrics and end.metrics["frames_decoded"] for end in ends] == [4, 4]
     assert [end.metrics and end.metrics["bytes_moved"] for end in ends] == [400, 400]
@@ -208,7 +231,7 @@ def test_after_a_failure_of_the_model_the_item_is_prepared_again(tmp_path: Path)
     tried = attempts(TinyEmbed(), tmp_path, desk, attempts=2)
     item = job(1)
     assert tried.begin(item) is None
-    done = tried.end(item)
+    done = end(tried, item)
     assert list(done.rows[0]["embedding"]) == [1, 1, 101, 101]
     assert len(desk.answers) == 4
     assert done.metrics is not None and (done.metrics["attempts"], done.metrics["bytes_moved"]) == (2, 400)
@@ -222,7 +245,7 @@ def test_a_model_that_keeps_failing_costs_the_item(tmp_path: Path) -> None:
     tried = attempts(TinyEmbed(), tmp_path, Busy(), attempts=3)
     item = job(1)
     assert tried.begin(item) is None
-    assert [(r["reason"], r["attempts"]) for r in tried.end(item).rejects] == [("engine_error", 3)]
+    assert [(r["reason"], r["attempts"]) for r in end(tried, item).rejects] == [("engine_error", 3)]
 
 
 def test_a_failure_at_the_end_starts_the_item_again(tmp_path: Path) -> None:
@@ -236,7 +259,7 @@ def test_a_failure_at_the_end_starts_the_item_again(tmp_path: Path) -> None:
     tried = attempts(TinyEmbed(finish_with=finish), tmp_path, LazyDesk(), attempts=2)
     item = job(1)
     assert tried.begin(item) is None
-    done = tried.end(item)
+    done = end(tried, item)
     assert done.rows[0]["model"] == "2 2"
     assert done.metrics is not None and done.metrics["attempts"] == 2
 
@@ -255,8 +278,8 @@ def test_frames_in_flight_are_bounded(tmp_path: Path) -> None:
     first, second = job(1), job(2)
     assert tried.begin(first) is None and tried.begin(second) is None
     assert desk.most_bytes == 800, "two chunks of 400 bytes fit into 1000"
-    assert len(tried.end(first).rows[0]["embedding"]) == 20
-    assert len(tried.end(second).rows[0]["embedding"]) == 20
+    assert len(end(tried, first).rows[0]["embedding"]) == 20
+    assert len(end(tried, second).rows[0]["embedding"]) == 20
 
 
 def test_a_chunk_above_the_bound_travels_alone(tmp_path: Path) -> None:
@@ -265,7 +288,7 @@ def test_a_chunk_above_the_bound_travels_alone(tmp_path: Path) -> None:
     item = job(1)
     assert tried.begin(item) is None
     assert desk.most_bytes == 5000
-    assert len(tried.end(item).rows) == 1
+    assert len(end(tried, item).rows) == 1
 
 
 @pytest.mark.parametrize("failure", [Rejected("bad_output", "nonsense"), ZeroDivisionError("a defect")])
@@ -276,8 +299,49 @@ def test_an_item_that_waits_for_room_does_not_meet_anothers_failure(tmp_path: Pa
     assert tried.begin(first) is None
     assert tried.begin(second) is None, "it had to wait for the first one's answer"
     if isinstance(failure, Rejected):
-        assert [r["reason"] for r in tried.end(first).rejects] == ["bad_output"]
+        assert [r["reason"] for r in end(tried, first).rejects] == ["bad_output"]
     else:
         with pytest.raises(ZeroDivisionError):
-            tried.end(first)
-    assert len(tried.end(second).rows) == 1
+            end(tried, first)
+    assert len(end(tried, second).rows) == 1
+
+
+def test_an_item_whose_model_died_is_left_for_a_later_pass(tmp_path: Path) -> None:
+    tried = attempts(TinyEmbed(), tmp_path, LazyDesk({101: ModelDied("gone")}), attempts=5)
+    item = job(1)
+    assert tried.begin(item) is None
+    assert tried.end(item) is None
+    assert item.attempts == 1, "others were in the model too: it is not the item's attempt that failed"
+
+
+LAST = {"last_pass": True, "earlier_passes": 2}
+
+
+@pytest.mark.parametrize(("death", "reason"), [(ModelDied("gone"), "engine_error"), (ModelHung("late"), "timeout")])
+def test_alone_the_item_is_to_blame(tmp_path: Path, death: ModelDied, reason: str) -> None:
+    class Dying(LazyDesk):
+        def answer(self, chunk: Chunk) -> Chunk | Exception:
+            return death
+
+    tried = attempts(TinyEmbed(), tmp_path, Dying(), LAST, attempts=3)
+    item = job(1)
+    assert tried.begin(item) is None
+    (reject,) = end(tried, item).rejects
+    assert (reject["reason"], reject["attempts"]) == (reason, 3 + 2)
+    assert reject["detail"] == f"the model died each of 3 times that it had this item alone; the last time: {death}"
+
+
+def test_alone_an_item_gets_another_chance(tmp_path: Path) -> None:
+    tried = attempts(TinyEmbed(), tmp_path, LazyDesk({1: ModelDied("somebody killed it")}), LAST, attempts=2)
+    item = job(1)
+    assert tried.begin(item) is None
+    assert list(end(tried, item).rows[0]["embedding"]) == [1, 1, 101, 101]
+
+
+def test_a_model_that_never_worked_is_nobodys_fault(tmp_path: Path) -> None:
+    failing = {1: ModelDied("no such kernel")}
+    tried = attempts(TinyEmbed(), tmp_path, LazyDesk(failing), LAST | {"model_works": False}, attempts=1)
+    item = job(1)
+    assert tried.begin(item) is None
+    with pytest.raises(StageFailed, match=r"embed: its model died 1 times without one answer; .*no such kernel"):
+        tried.end(item)

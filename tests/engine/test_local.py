@@ -43,7 +43,7 @@ def test_answers_are_those_of_the_items_frames(tmp_path: Path) -> None:
     assert rows == [(f"v{i:03d}", [i, i, i + 100, i + 100]) for i in range(4)]
 
 
-class Three:
+class Three(Levels):
     """A model that answers only when three callers are there at once."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ def test_many_callers_are_in_the_model_at_once(tmp_path: Path) -> None:
 
 
 def test_a_models_rejection_is_the_items(tmp_path: Path) -> None:
-    class Shy:
+    class Shy(Levels):
         async def infer(self, chunk: Chunk) -> Chunk:
             level = int(chunk.arrays["frames"][0, 0]) % 100
             if level == 1:
@@ -84,7 +84,7 @@ def test_a_model_that_does_not_load_is_the_users_mistake_when_it_says_so(tmp_pat
         run_tiny(tiny_session(tmp_path, TinyIngest(), TinyEmbed(load_with=load)), sources(1))
 
 
-class Stuck:
+class Stuck(Levels):
     """A model that never answers."""
 
     async def infer(self, chunk: Chunk) -> Chunk:

@@ -21,6 +21,7 @@ from pipeline.session import Session
 from pipeline.stage import Chunk, Model, Output, Rejected, Resources, Row, UserError, Workspace
 from tests.store.rows import live_rejects, live_rows
 from tests.tiny import (
+    Kept,
     Levels,
     Notes,
     TinyEmbed,
@@ -44,19 +45,9 @@ def engine() -> Iterator[RayEngine]:
 
 def run(session: Session, engine: MapEngine, count: int, notes: Notes | None = None) -> None:
     """All stages over so many sources. The engine stays up."""
-    with tiny_runner(session, lambda: _Kept(engine), notes) as runner:
+    with tiny_runner(session, lambda: Kept(engine), notes) as runner:
         runner.list_sources(sources(count))
         runner.run([stage.name for stage in session.stages])
-
-
-class _Kept:
-    """An engine that its runner does not close."""
-
-    def __init__(self, engine: MapEngine) -> None:
-        self.name = engine.name
-        self.run_map = engine.run_map
-
-    def close(self) -> None: ...
 
 
 def rows(session: Session, name: str) -> list[tuple[object, ...]]:

@@ -23,6 +23,7 @@ from pipeline.store.tables import PartWriter
 from tests.store.rows import live_rows, put_lock
 from tests.tiny import (
     Apply,
+    Levels,
     TinyEmbed,
     TinyIngest,
     reject_on,
@@ -47,7 +48,7 @@ def worker(session: Session, count: int, **limits: Any) -> Iterator[tuple[StageW
         writer = PartWriter(session.files, stage.name, live.nodes[stage.name].fingerprint, epoch)
         task = MapTask(stage, session.files, writer, EngineConfig(**limits))  # type: ignore[arg-type]
         pointers = live.pointers(f"SELECT key FROM pending_{stage.name}", stage.grain_in, task.tables_read)
-        model = LocalModel(stage) if isinstance(stage, TinyEmbed) else None
+        model = LocalModel(task) if isinstance(stage, TinyEmbed) else None
         made = StageWorker(task, model)
         try:
             yield made, pointers
@@ -238,7 +239,7 @@ def test_so_many_items_wait_for_the_model_and_no_more(tmp_path: Path, in_flight:
 
 
 def test_a_defect_of_the_model_names_the_item_that_met_it(tmp_path: Path) -> None:
-    class Picky:
+    class Picky(Levels):
         async def infer(self, chunk: Chunk) -> Chunk:
             level = int(chunk.arrays["frames"][0, 0])
             if level == 2:

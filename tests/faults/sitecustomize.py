@@ -148,16 +148,15 @@ def break_model(module: ModuleType) -> None:
 
     async def infer(actor: Any, chunk: Any) -> Any:
         for rule in rules("model"):
-            if rule["model"] == actor.stage_name and due_now(rule):
+            if rule["model"] == actor._stage.name and due_now(rule):
                 kill_self()
         return await answer(actor, chunk)
 
-    def start(original: Callable[..., Any], actor: Any, stage: Any) -> None:
-        actor.stage_name = stage.name
-        trace("load", stage.name, "model")
-        original(actor, stage)
+    def load(original: Callable[..., Any], actor: Any) -> Any:
+        trace("load", actor._stage.name, "model")
+        return original(actor)
 
-    wrap(module._ModelActor, "__init__", start)
+    wrap(module._ModelActor, "_load", load)
     module._ModelActor.infer = infer
 
 
@@ -172,7 +171,7 @@ def trace_stages(module: ModuleType) -> None:
 BREAKS: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.store.files": break_files,
     "pipeline.engine.attempt": break_attempts,
-    "pipeline.engine.ray_data": break_model,
+    "pipeline.engine.ray_models": break_model,
     "pipeline.media.guard_child": break_decoder,
     "pipeline.runner": trace_stages,
 }

@@ -10,7 +10,15 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.media.frames import FrameSizer, FrameSpec, picture_view, quarter_turns, scaled_size
+from pipeline.media.frames import (
+    FrameSizer,
+    FrameSpec,
+    PixelBounds,
+    picture_view,
+    quarter_turns,
+    scaled_size,
+    spec_from_json,
+)
 from tests import clips
 
 CROP = FrameSpec(width=24, height=24)
@@ -24,6 +32,15 @@ def test_a_spec_travels_as_json_and_refuses_nonsense() -> None:
     for wrong in ({"width": 0}, {"width": 10_000}, {"resize": "zoom"}, {"interpolation": "magic"}):
         with pytest.raises(ValueError, match=r"frame size|unknown"):
             FrameSpec(**{"width": 8, "height": 8, **wrong})  # type: ignore[arg-type]
+
+
+def test_bounds_travel_as_json_and_refuse_nonsense() -> None:
+    bounds = PixelBounds(784, 10_000.5, 28)
+    assert spec_from_json(bounds.to_json()) == bounds
+    assert spec_from_json(CROP.to_json()) == CROP
+    for wrong in ((783, 10_000, 28), (9000, 8000, 28)):
+        with pytest.raises(ValueError, match="max_pixels"):
+            PixelBounds(*wrong)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +110,21 @@ def test_a_turned_video_is_upright_as_opencv_shows_it(degrees: int, tmp_path: Pa
     height, width = shown.shape[:2]
     got = FrameSizer(FrameSpec(width=width, height=height, resize="stretch"), None).picture(frame)
     assert np.abs(got - shown).mean() < 8 and np.abs(np.rot90(got, 2) - shown).mean() > 50
+
+
+def test_within_bounds_the_shown_shape_decides_the_size(tmp_path: Path) -> None:
+    bounds = PixelBounds(28 * 28, 40 * 28 * 28, 28)
+    frame = clips.decoded(clips.write_clip(tmp_path / "a.mp4", [left_is_red(280, 560)] * 2, clips.h264(rotation=90)))[0]
+    assert FrameSizer(bounds, None).picture(frame).shape == (224, 112, 3), "8 by 4 multiples: upright, not as coded"
+    wide = FrameSizer(bounds, Fraction(1, 2)).picture(frame)
+    assert wide.shape == (168, 168, 3), "a pixel aspect of the stored picture, which is turned with it"
+    assert (wide[:80, :, 0] < 60).all() or (wide[:80, :, 0] > 200).all()
+
+
+def test_all_pictures_of_a_stream_have_the_first_ones_size() -> None:
+    sizer = FrameSizer(PixelBounds(28 * 28, 8 * 28 * 28, 28), None)
+    shapes = {sizer.picture(av.VideoFrame(*size, "rgb24")).shape for size in ((112, 56), (640, 640))}
+    assert shapes == {(56, 112, 3)}
 
 
 def test_the_view_of_a_frame_is_its_pixels() -> None:

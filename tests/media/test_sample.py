@@ -123,3 +123,12 @@ def test_many_pictures_come_in_several_chunks(tiny_videos: Path, monkeypatch: py
     monkeypatch.setattr("pipeline.media.sample._CHUNK_BYTES", 3 * 64 * 48 * 3)
     chunks = list(sample(str(tiny_videos / "numbered.mp4"), 8, SPEC))
     assert [len(chunk.arrays["frames"]) for chunk in chunks] == [3, 3, 2]
+
+
+def test_pictures_within_bounds_are_as_large_as_the_videos_shape_says(tiny_videos: Path) -> None:
+    bounds = {"min_pixels": 30 * 28 * 28, "max_pixels": 40 * 28 * 28, "side_multiple": 28}
+    (chunk,) = sample(str(tiny_videos / "numbered.mp4"), 3, bounds)
+    count, height, width, _ = chunk.arrays["frames"].shape
+    assert count == 3 and height % 28 == width % 28 == 0
+    assert bounds["min_pixels"] <= height * width <= bounds["max_pixels"]
+    assert [clips.number(picture) for picture in chunk.arrays["frames"]] == middles(60, 3)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from pipeline.models.prompts import PAIRS_PER_CLIP, PROMPT_NAMES, load_prompt, prompt_hashes, read_prompt
 from pipeline.resources import resource, resource_names
+from pipeline.stages.clean import CleanConfig
+from pipeline.stages.clean_rules import RULES, Context
 
 SOUND = (
     "---\nname: x\npurpose: test\ninputs: {n: a number}\noutput: {type: array, minItems: $n}\n---\nWrite $n lines.\n"
@@ -84,18 +88,116 @@ def test_the_qa_schema_holds_three_pairs_and_nothing_else() -> None:
     assert (pairs["items"]["required"], pairs["items"]["additionalProperties"]) == (["instruction", "answer"], False)
 
 
-def test_the_qa_prompt_enforces_the_papers_rules_and_names_its_invalid_instructions() -> None:
-    text = " ".join(load_prompt("qa").render(pairs=3).split())
-    assert "exactly 3 instruction-answer pairs" in text
-    for needed in (
+WRITTEN = (
+    'The sign above the door reads "OPEN" in red; a second line, "9\\17", is smaller.\nIt does not move. \u00e9\u4f60'
+)
+
+
+@pytest.mark.parametrize("as_ascii", [True, False])
+def test_a_constrained_answer_may_quote_what_is_written_in_the_picture(as_ascii: bool) -> None:
+    """It could not with minLength or maxLength: xgrammar then lets no escape into the string."""
+    assert accepted(json.dumps(answer(3, WRITTEN), ensure_ascii=as_ascii))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"pairs": []}),
+        json.dumps({"pairs": [{"instruction": "a", "answer": "b"}] * 2}),
+        json.dumps({"pairs": [{"instruction": "a", "answer": "b"}] * 4}),
+        json.dumps({"pairs": [{"answer": "b", "instruction": "a"}] * 3}),
+        json.dumps({"pairs": [{"instruction": "a", "answer": "b", "why": "c"}] * 3}),
+        json.dumps({"pairs": [{"instruction": "a", "answer": ["b"]}] * 3}),
+        "```json\n" + json.dumps({"pairs": [{"instruction": "a", "answer": "b"}] * 3}),
+    ],
+    ids=["none", "two", "four", "answer first", "more keys", "a list", "fenced"],
+)
+def test_a_constrained_answer_is_three_pairs_and_nothing_else(text: str) -> None:
+    assert not accepted(text)
+
+
+def answer(count: int, text: str) -> dict[str, list[dict[str, str]]]:
+    return {"pairs": [{"instruction": f"Describe it. {text}", "answer": text} for _ in range(count)]}
+
+
+def accepted(text: str) -> bool:
+    """Whether a decoder that is constrained by the schema may write this, as vLLM constrains it."""
+    xgrammar = pytest.importorskip("xgrammar")
+    alphabet = [bytes([byte]) for byte in range(256)]
+    tokens = xgrammar.TokenizerInfo([*alphabet, b"</s>"], vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[256])
+    schema = json.dumps(load_prompt("qa").schema(pairs=PAIRS_PER_CLIP))
+    matcher = xgrammar.GrammarMatcher(
+        xgrammar.GrammarCompiler(tokens).compile_json_schema(schema, any_whitespace=False)
+    )
+    return bool(matcher.accept_string(text) and matcher.is_completed())
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "exactly 3 instruction-answer pairs",
         "Rule 1: every instruction refers to specific visual information",
+        "one particular person, animal, object, written text or part of the scene",
         "Rule 2: every instruction asks for a description",
+        "that very thing in detail",
+        "how it moves or changes over time",
+        "how something or someone looks",
+        "what someone or something does from the beginning to the end",
+        "where things are and how they stand to one another",
         "What is this video mainly about?",
         "What can be learned from this video?",
         "which element does not show up",
         "yes or no",
         "do not ask to count",
+        "any other reasoning",
         "not provided, not described",
         "Mention neither the caption",
-    ):
-        assert needed in text
+        "one JSON object and nothing else",
+    ],
+)
+def test_the_qa_prompt_enforces_the_papers_rules_and_names_its_invalid_instructions(needed: str) -> None:
+    assert needed in words("qa", pairs=PAIRS_PER_CLIP)
+
+
+@pytest.mark.parametrize(
+    "needed",
+    [
+        "people, animals and objects:",
+        "actions:",
+        "time: what comes first",
+        "space: how things stand to one another",
+        "text: words and numbers that can be read in the picture, exactly as they are written, in double quotes",
+        "how the camera moves",
+        "Write down only what can be seen.",
+        "do not say that something is unclear, missing or not shown",
+    ],
+)
+def test_the_caption_prompt_asks_for_what_the_pairs_are_made_of(needed: str) -> None:
+    assert needed in words("caption")
+
+
+def words(name: str, **inputs: int) -> str:
+    """A prompt's text without its line breaks."""
+    return " ".join(load_prompt(name).render(**inputs).split())
+
+
+def test_the_example_in_the_qa_prompt_names_the_keys_of_the_schema_in_their_order() -> None:
+    schema = load_prompt("qa").schema(pairs=PAIRS_PER_CLIP)
+    pair = schema["properties"]["pairs"]["items"]
+    assert re.findall(r'"(\w+)":', load_prompt("qa").text.splitlines()[-2])[:3] == ["pairs", *pair["properties"]]
+
+
+def test_an_instruction_that_obeys_the_prompt_passes_the_rules_of_clean_and_those_it_forbids_do_not() -> None:
+    text = load_prompt("qa").text
+    shown = re.findall(r'^- "(.+)"$', text, re.M)
+    forbidden = [line for line in re.findall(r'"([^"]+[?.])"', text) if line not in shown]
+    assert len(shown) == 3 and len(forbidden) == 3
+    assert [broken(instruction) for instruction in shown] == [[]] * 3
+    assert [broken(instruction) for instruction in forbidden] == [["no_target"]] * 3
+
+
+def broken(instruction: str) -> list[str]:
+    """Ids of the rules of `clean` that an instruction with a good answer breaks."""
+    good = "It is tall and made of dark wood. From the left edge it moves slowly to the middle of the picture."
+    context = Context(caption="A caption. Of two sentences.", kept=[], min_answer_words=CleanConfig().min_answer_words)
+    return [rule.id for rule in RULES if rule.breaks(instruction, good, context)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import field
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from pipeline.models import registry
 from pipeline.models.protocols import Card, FrameEmbedder, VideoTextEmbedder
@@ -77,3 +81,77 @@ def test_registry_imports_no_model() -> None:
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_variant_is_part_of_the_key() -> None:
+    spec = ModelSpec(family="open_clip", name="ViT-L-14-336", revision="openai", variant="cls")
+    assert spec.key == "open_clip:ViT-L-14-336@openai#cls"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class TinyOptions:
+    """Options of a made-up family."""
+
+    temperature: float = 0.5
+    replicas: int = field(default=1, metadata={"place": True})
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModelSpec]:
+    """A spec of a made-up family of describers, with these options."""
+    where = f"{__name__}:"
+    family = registry.Family(where + "card", where + "load", where + "TinyOptions", where + "lacks")
+    monkeypatch.setitem(registry.MODELS["describer"], "tiny", family)
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[TinyOptions.__module__])
+    return lambda **options: ModelSpec(family="tiny", name="t", options=options)
+
+
+def lacks(spec: ModelSpec) -> list[str]:
+    return [f"{spec.name} needs a package"]
+
+
+def test_options_are_the_familys_dataclass(tiny: Callable[..., ModelSpec]) -> None:
+    assert registry.options("describer", tiny(temperature=1.0)) == TinyOptions(temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 1.0}, r"model tiny:t@: unknown key describer's options.temprature; did you mean temperature\?"),
+        ({"zzz": 1.0}, r"unknown key describer's options.zzz; known: temperature, replicas"),
+        ({"replicas": "2"}, r"describer's options.replicas: Input should be a valid integer; got '2'"),
+    ],
+)
+def test_bad_options_name_the_key(tiny: Callable[..., ModelSpec], options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        registry.options("describer", tiny(**options))
+
+
+def test_a_family_without_options_takes_none() -> None:
+    spec = ModelSpec(family="builtin", name="observer", revision="1", options={"a": 1})
+    with pytest.raises(UserError, match=r"the family 'builtin' takes no options; got \['a'\]"):
+        registry.options("describer", spec)
+
+
+def test_what_decides_results_is_in_the_identity_and_what_does_not_is_not(tiny: Callable[..., ModelSpec]) -> None:
+    plain = registry.identity("describer", tiny())
+    assert plain["model"] == "tiny:t@"
+    assert registry.identity("describer", tiny(replicas=8)) == plain
+    assert registry.identity("describer", tiny(temperature=0.5)) == plain
+    assert registry.identity("describer", tiny(temperature=0.6)) != plain
+    builtin = ModelSpec(family="builtin", name="observer", revision="1")
+    assert registry.identity("describer", builtin) == {"model": builtin.key}
+
+
+def test_what_is_lacking_is_the_familys_word(tiny: Callable[..., ModelSpec]) -> None:
+    assert registry.lacks("describer", tiny()) == ["t needs a package"]
+    assert registry.lacks("describer", ModelSpec(family="builtin", name="observer", revision="1")) == []
+
+
+@pytest.mark.parametrize("role", list(registry.MODELS))
+def test_every_name_in_the_registry_is_there(role: registry.Role) -> None:
+    for family in registry.MODELS[role].values():
+        for where in (family.card, family.load, family.options, family.lacks):
+            if where is not None:
+                module, _, name = where.partition(":")
+                assert hasattr(importlib.import_module(module), name), where

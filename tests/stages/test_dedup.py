@@ -164,7 +164,7 @@ def test_the_interval_of_a_preset_can_be_changed() -> None:
 
 def test_thresholds_belong_to_models() -> None:
     known = DedupConfig().thresholds
-    assert threshold_for("open_clip:ViT-L-14-336@openai", known) == 0.93
+    assert threshold_for("open_clip:ViT-L-14-336@openai#cls", known) == 0.93
     for other in ("open_clip:ViT-L-14-336@laion2b", "open_clip:ViT-B-32@openai"):
         with pytest.raises(UserError) as caught:
             threshold_for(other, known)
@@ -172,10 +172,23 @@ def test_thresholds_belong_to_models() -> None:
         assert other in str(caught.value) and f"dedup: {{thresholds: {{'{key}': 0.9}}}}" in str(caught.value)
 
 
+@pytest.mark.parametrize("other", ["open_clip:ViT-L-14-336@openai", "open_clip:ViT-L-14-336@laion2b#cls"])
+def test_a_threshold_is_one_outputs_and_no_others(other: str) -> None:
+    with pytest.raises(UserError, match="no keep threshold"):
+        threshold_for(other, DedupConfig().thresholds)
+
+
+def test_a_threshold_for_every_revision_is_still_one_variants() -> None:
+    thresholds = DedupConfig(thresholds={"m:a": 0.5, "m:a#b": 0.6}).thresholds
+    assert [threshold_for(m, thresholds) for m in ("m:a@1", "m:a@1#b")] == [0.5, 0.6]
+    with pytest.raises(UserError, match=r"thresholds: \{'m:a#c': 0.9\}"):
+        threshold_for("m:a@1#c", thresholds)
+
+
 def test_own_thresholds_add_to_the_known_ones_and_the_full_key_wins() -> None:
     thresholds = DedupConfig(thresholds={"m:a": 0.5, "m:a@2": 0.6, "builtin:visual": 0.7}).thresholds
     assert [threshold_for(m, thresholds) for m in ("m:a@1", "m:a@2", MODEL)] == [0.5, 0.6, 0.7]
-    assert threshold_for("open_clip:ViT-L-14-336@openai", thresholds) == 0.93
+    assert threshold_for("open_clip:ViT-L-14-336@openai#cls", thresholds) == 0.93
 
 
 def test_the_threshold_decides() -> None:

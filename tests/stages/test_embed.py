@@ -13,10 +13,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.media.sample import sample
+from pipeline.models.protocols import Card
 from pipeline.models.registry import load_video_text_embedder
 from pipeline.models.spec import ModelSpec
 from pipeline.records import schema
-from pipeline.stage import Chunk, Output, Rejected, UserError, Workspace
+from pipeline.stage import Chunk, Output, Rejected, Resources, UserError, Workspace
 from pipeline.stages.embed import Embed, EmbedConfig, EmbedModel
 from tests import clips
 
@@ -160,6 +161,16 @@ def test_the_model_and_the_config_decide_the_hash() -> None:
     assert base.depends_on() == {"model": "builtin:attributes@1"}
     assert base.own_hash() == Embed(EmbedConfig(model=ATTRIBUTES)).own_hash()
     assert base.own_hash() != Embed(EmbedConfig(model=ATTRIBUTES, frames=4)).own_hash()
+
+
+def test_the_models_card_and_its_own_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "pipeline.stages.embed"
+    known = Card(frame_spec={}, frames=4, gpus=0.5, replicas=2)
+    monkeypatch.setattr(f"{module}.card", lambda role, spec: known)
+    monkeypatch.setattr(f"{module}.identity", lambda role, spec: {"model": spec.key, "model_options": role})
+    stage = Embed(EmbedConfig(model=ATTRIBUTES))
+    assert stage.resources == Resources(batch_size=16, model_gpus=0.5, model_replicas=2)
+    assert stage.depends_on()["model_options"] == "video_text_embedder"
 
 
 def test_an_unknown_model_is_refused_before_any_video() -> None:

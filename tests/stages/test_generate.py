@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.media.budget import VideoBudget
 from pipeline.media.sample import sample
 from pipeline.models import prompts, registry
 from pipeline.models.protocols import Card, ClipFrames, Description, Pair, Turn
@@ -74,8 +76,8 @@ def prepared(row: dict[str, Any], job: Callable[..., Iterator[Chunk]], **config:
     return chunk, desk
 
 
-def finished(said: Description) -> Output:
-    info = {"frames_used": 16, "frames_decoded": 40}
+def finished(said: Description, lowered_from: int | None = None) -> Output:
+    info = {"frames_used": 16, "frames_lowered_from": lowered_from, "frames_decoded": 40}
     return Generate(GenerateConfig(model=OBSERVER)).finish(WHOLE, [info], [Chunk({}, asdict(said))])
 
 
@@ -86,7 +88,13 @@ def test_a_clips_file_is_sampled_whole() -> None:
     assert asked == ("sample", {"uri": "/run/clips/c1.mp4", "count": FRAMES, "frame_spec": spec}, 6.0)
     assert chunk.arrays["frames"][:, 0, 0, 0].tolist() == [5, 15, 25]
     assert chunk.arrays["times_s"].tolist() == [0.5, 1.5, 2.5]
-    assert chunk.info == {"clip_id": "c1", "duration_s": 6.0, "frames_used": 3, "frames_decoded": 40}
+    assert chunk.info == {
+        "clip_id": "c1",
+        "duration_s": 6.0,
+        "frames_used": 3,
+        "frames_lowered_from": None,
+        "frames_decoded": 40,
+    }
 
 
 def test_a_virtual_clip_is_sampled_from_its_range_of_the_source() -> None:
@@ -106,6 +114,74 @@ def test_a_frame_given_twice_is_seen_once() -> None:
 def test_the_number_of_frames_is_a_setting() -> None:
     _, desk = prepared(WHOLE, job_of([0.0]), frames=5)
     assert desk.asked[0][1]["count"] == 5
+
+
+def test_frames_that_come_in_parts_are_copied_once() -> None:
+    """Into the one array that travels on."""
+    chunk, _ = prepared(WHOLE, job_of([0.0, 1.0], [2.0], [3.0]), frames=4)
+    frames = chunk.arrays["frames"]
+    assert frames.flags.c_contiguous and frames.base is not None and frames.base.nbytes == frames.nbytes
+
+
+BUDGET = VideoBudget(fps=2.0, max_pixels=150 * 784, total_pixels=1000 * 784, max_tokens=900)
+
+
+def budgeted(monkeypatch: pytest.MonkeyPatch, budget: VideoBudget, **more: Any) -> None:
+    """The describer's frames follow from the clip's length."""
+    known = Card(frame_spec={}, frames=1, budget=budget, **more)
+    monkeypatch.setattr("pipeline.stages.generate.card", lambda role, spec: known)
+
+
+@pytest.mark.parametrize(
+    ("clip_s", "frames", "count", "lowered_from"),
+    [(3.0, None, 6, None), (6.2, None, 12, None), (60.0, None, 12, 120), (60.0, 8, 8, None), (60.0, 40, 12, 40)],
+)
+def test_a_budget_gives_a_clip_frames_by_its_length_and_the_contexts_room(
+    clip_s: float, frames: int | None, count: int, lowered_from: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgeted(monkeypatch, BUDGET)
+    chunk, desk = prepared(WHOLE | {"clip_s": clip_s}, job_of([float(n) for n in range(count)]), frames=frames)
+    assert desk.asked[0][1]["count"] == count
+    assert desk.asked[0][1]["frame_spec"] == BUDGET.frame_spec(count)
+    assert (chunk.info["frames_used"], chunk.info["frames_lowered_from"]) == (count, lowered_from)
+
+
+def test_what_the_describer_gets_tells_it_that_frames_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    budgeted(monkeypatch, BUDGET)
+    seen: list[ClipFrames] = []
+
+    class Listening:
+        key = "fake:listening@"
+
+        async def describe(self, clip: ClipFrames) -> Description:
+            seen.append(clip)
+            return SAID
+
+    chunk, _ = prepared(WHOLE | {"clip_s": 60.0}, job_of([float(n) for n in range(12)]))
+    asyncio.run(GenerateModel(Listening()).infer(chunk))
+    assert (len(seen[0].frames), seen[0].frames_lowered_from, seen[0].duration_s) == (12, 120, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("sampled_from", "used", "expected"),
+    [(None, None, (16, None)), (40, None, (16, 40)), (None, 8, (8, 16)), (40, 8, (8, 40)), (None, 16, (16, None))],
+)
+def test_a_row_tells_the_frames_seen_and_those_asked_for(
+    sampled_from: int | None, used: int | None, expected: tuple[int, int | None]
+) -> None:
+    (row,) = finished(replace(SAID, frames_used=used), lowered_from=sampled_from).rows
+    assert (row["frames_used"], row["frames_lowered_from"]) == expected
+
+
+def test_a_drawn_clip_within_a_budget_is_sampled_to_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgeted(monkeypatch, BUDGET)
+    uri = str(clips.write_clip(tmp_path / "clip.mp4", clips.shots(("sky", 60))))
+    desk = Desk(sample)
+    desk.locate = lambda relative: uri  # type: ignore[method-assign]
+    (chunk,) = Generate(GenerateConfig(model=OBSERVER)).prepare(WHOLE, cast(Workspace, desk))
+    count, height, width, _ = chunk.arrays["frames"].shape
+    assert count == 12 and height % 28 == width % 28 == 0
+    assert BUDGET.min_pixels <= height * width <= BUDGET.pixel_limit(12)
 
 
 @pytest.mark.parametrize("virtual", [False, True])
@@ -149,11 +225,11 @@ def ended(reason: str) -> Description:
         (replace(SAID, pairs=SAID.pairs[:2]), "bad_output", "2 instruction-answer pairs, expected 3"),
         (replace(SAID, pairs=[]), "bad_output", "0 instruction-answer pairs"),
         (replace(SAID, pairs=[*SAID.pairs, SAID.pairs[0]]), "bad_output", "4 instruction-answer pairs"),
-        (ended("length"), "truncated", "the qa turn ended with 'length' after 7 tokens"),
+        (ended("length"), "truncated", "the qa turn was cut off after 7 tokens"),
         (replace(SAID, caption=" \n"), "refused", "the caption is empty"),
         (replace(SAID, caption="I\u2019m sorry, I can't help with that."), "refused", "the caption is a refusal"),
         (replace(SAID, caption="I cannot describe this video."), "refused", "is a refusal"),
-        (ended("content_filter"), "refused", "ended with 'content_filter'"),
+        (ended("content_filter"), "refused", "the qa turn was stopped by the engine's content filter"),
     ],
 )
 def test_what_is_not_a_caption_with_three_pairs_is_rejected(said: Description, reason: str, detail: str) -> None:
@@ -161,6 +237,33 @@ def test_what_is_not_a_caption_with_three_pairs_is_rejected(said: Description, r
         finished(said)
     assert not isinstance(caught.value, Retryable)
     assert caught.value.reason == reason and detail in caught.value.detail
+
+
+def test_an_answer_that_was_asked_for_again_does_not_count() -> None:
+    asked_twice = [replace(TURN, finish_reason="length"), TURN, replace(TURN, turn="qa", finish_reason="length")]
+    said = replace(SAID, turns=[*asked_twice, replace(TURN, turn="qa")])
+    (row,) = finished(said).rows
+    assert [turn["finish_reason"] for turn in row["turns"]] == ["length", "stop", "length", "stop"], "all are recorded"
+    with pytest.raises(Rejected, match="qa turn was cut off"):
+        finished(replace(SAID, turns=asked_twice))
+
+
+def test_a_describers_measurements_go_to_metrics_and_not_into_the_row() -> None:
+    output = finished(replace(SAID, measured={"caption_s": 1.5}))
+    assert output.measured == {"caption_s": 1.5}
+    assert output.rows[0].keys() == {field.name for field in schema("generate")} - {"clip_id"}
+
+
+def test_the_model_is_ended_when_it_can_be() -> None:
+    ended_ones: list[str] = []
+
+    class Engine(SlowDescriber):
+        def close(self) -> None:
+            ended_ones.append(self.key)
+
+    GenerateModel(Engine(wait_for=1)).close()
+    GenerateModel(SlowDescriber(wait_for=1)).close()
+    assert ended_ones == ["fake:slow@"]
 
 
 def test_a_turn_that_the_engine_broke_off_may_be_tried_again() -> None:
@@ -223,6 +326,26 @@ def test_prompts_count_only_for_a_model_that_reads_them(monkeypatch: pytest.Monk
     assert before.depends_on() == {"model": "builtin:observer@1"}
     monkeypatch.setattr(prompts, "load_prompt", lambda name: pytest.fail("the built-in describer reads no prompts"))
     assert Generate(GenerateConfig(model=OBSERVER)).own_hash() == before.own_hash()
+
+
+def test_a_row_holds_the_hashes_of_the_prompts_that_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finished(SAID).rows[0]["prompt_hashes"] is None, "the built-in describer reads none"
+    budgeted(monkeypatch, BUDGET, reads_prompts=True)
+    read = json.loads(finished(SAID).rows[0]["prompt_hashes"])
+    assert read == {name: prompts.load_prompt(name).sha256 for name in prompts.PROMPT_NAMES}
+
+
+def test_the_models_own_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"model": "fake", "model_options": "abc"}
+    monkeypatch.setattr("pipeline.stages.generate.identity", lambda role, spec: options)
+    assert Generate(GenerateConfig(model=OBSERVER)).depends_on() == options
+
+
+def test_what_the_card_asks_of_the_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    budgeted(monkeypatch, BUDGET, cpus=2.0, gpus=4.0, replicas=3, in_flight=16, environment=("API_KEY",))
+    needs = Generate(GenerateConfig(model=OBSERVER)).resources
+    assert (needs.model_cpus, needs.model_gpus, needs.model_replicas, needs.in_flight) == (2.0, 4.0, 3, 16)
+    assert needs.model_environment == ("API_KEY",)
 
 
 def test_the_prompts_hashes_count_for_a_model_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:

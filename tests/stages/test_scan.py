@@ -13,10 +13,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.media.scan import scan
+from pipeline.models.protocols import Card
 from pipeline.models.registry import load_frame_embedder
 from pipeline.models.spec import ModelSpec
 from pipeline.records import schema
-from pipeline.stage import Chunk, Rejected, Row, UserError, Workspace
+from pipeline.stage import Chunk, Rejected, Resources, Row, UserError, Workspace
 from pipeline.stages.scan import Scan, ScanConfig, ScanModel
 from tests import clips
 
@@ -163,6 +164,16 @@ def test_the_model_and_the_config_decide_the_hash() -> None:
     assert base.depends_on() == {"model": "builtin:visual@1"}
     assert base.own_hash() == Scan(ScanConfig(model=VISUAL)).own_hash()
     assert base.own_hash() != Scan(ScanConfig(model=VISUAL, grid_interval_s=1.0)).own_hash()
+
+
+def test_the_models_card_and_its_own_settings_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "pipeline.stages.scan"
+    known = Card(frame_spec={}, frames=4, gpus=0.5, replicas=2)
+    monkeypatch.setattr(f"{module}.card", lambda role, spec: known)
+    monkeypatch.setattr(f"{module}.identity", lambda role, spec: {"model": spec.key, "model_options": role})
+    stage = Scan(ScanConfig(model=VISUAL))
+    assert stage.resources == Resources(batch_size=4, model_gpus=0.5, model_replicas=2)
+    assert stage.depends_on()["model_options"] == "frame_embedder"
 
 
 def test_an_unknown_model_is_refused_before_any_video() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.models import registry
+from pipeline.models.registry import Family
 from pipeline.models.spec import ModelSpec
 from pipeline.records import TABLES
 from pipeline.stage import Row, UserError, Writer
@@ -66,6 +69,7 @@ class AxisTexts:
 
 @pytest.fixture(autouse=True)
 def _fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.MODELS["video_text_embedder"], "fake", Family("none:card", "none:load"))
     monkeypatch.setattr(select_module, "load_video_text_embedder", lambda spec: AxisTexts())
 
 
@@ -284,6 +288,41 @@ def test_the_hash_covers_the_sentences_not_the_file(tmp_path: Path) -> None:
     assert Select(SelectConfig(model=SPEC, categories=str(copy))).depends_on()["categories"] == before
     table(tmp_path, 4)
     assert Select(SelectConfig(model=SPEC, categories=name)).depends_on()["categories"] != before
+
+
+@dataclass(frozen=True)
+class FakeOptions:
+    """Settings of a model that may sit on a GPU."""
+
+    layers: int = 2
+    device: str = field(default="auto", metadata={"place": True})
+
+
+def test_a_models_own_settings_decide_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_options = Family("none:card", "none:load", f"{__name__}:FakeOptions")
+    monkeypatch.setitem(registry.MODELS["video_text_embedder"], "fake", with_options)
+    own = {
+        tuple(options.items()): Select(SelectConfig(model=replace(SPEC, options=options))).own_hash()
+        for options in ({}, {"layers": 3}, {"device": "cuda"})
+    }
+    assert len(set(own.values())) == 2 and own[()] == own[("device", "cuda"),]
+
+
+def test_the_sentences_need_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's own process reserves none."""
+    with_options = Family("none:card", "none:load", f"{__name__}:FakeOptions")
+    monkeypatch.setitem(registry.MODELS["video_text_embedder"], "fake", with_options)
+    loaded: list[dict[str, Any]] = []
+
+    def load(spec: ModelSpec) -> AxisTexts:
+        loaded.append(spec.options)
+        return AxisTexts()
+
+    monkeypatch.setattr(select_module, "load_video_text_embedder", load)
+    model = replace(SPEC, options={"layers": 3, "device": "cuda"})
+    config = SelectConfig(model=model, categories=table(tmp_path, 2))
+    Select(config).run(cast(Any, Rows([])), cast(Writer, Memory()))
+    assert loaded == [{"layers": 3, "device": "cpu"}]
 
 
 @pytest.mark.parametrize(
