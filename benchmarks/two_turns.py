@@ -7,7 +7,8 @@ A Qwen2-VL of random weights, made on the spot, describes clips of noise on vLLM
 - continued: the describer as it is; memory for all clips' KV at once;
 - continued, tight: KV memory for 1.5 times the clips in flight;
 - unbounded: the same memory, but all clips are sent at once and second turns have no priority: what admission and
-  priority are for;
+  priority are for (that the encoder still runs once is due to vLLM's cache of what it made, which on a CPU we let be
+  large; on a GPU it holds a clip or two);
 - apart: each turn is a request of its own, with the caption as text; no prefix cache, frames prepared for each.
 
 Columns: turn-2 prompt tokens served from the cache, of all and of those in full blocks of what both turns share;
@@ -42,11 +43,10 @@ from pipeline.models.two_turns import Reply, TurnLimits, converse
 from pipeline.models.vllm_conversation import FIRST_TURN, SECOND_TURN, ClipConversation, video_tokens
 from pipeline.models.vllm_describer import VllmDescriber
 from pipeline.models.vllm_options import engine_args
-from tests.models import tiny_qwen2vl
+from tests.models import encoder_counter, tiny_qwen2vl
 
 HEIGHT, WIDTH = 168, 224
 SIZE = tiny_qwen2vl.Size(width=384, layers=4)
-COUNTER = "tests.models.encoder_counter.EncoderCounter"
 HEAD = ("", "cached", "of full blocks", "encoder/clip", "processor/clip", "computed/clip", "seconds", "CPU s")
 
 
@@ -67,10 +67,10 @@ class Bench:
             "qa_tokens": 512,
             "kv_cache_bytes": 1 << 30,
         }
-        changed["worker_extension_cls"] = COUNTER
+        changed["worker_extension_cls"] = encoder_counter.EXTENSION
         vllm_describer.engine_args = lambda folder, options: engine_args(folder, options) | changed
         describer = vllm_describer.load(ModelSpec(family="vllm", name="tiny", path=str(self.weights), options=options))
-        describer.engine.call_workers("count_encoded")
+        encoder_counter.start(describer.engine)
         return describer
 
     def tight_blocks(self, describer: VllmDescriber) -> int:
@@ -120,7 +120,7 @@ def run(name: str, bench: Bench, describer: VllmDescriber, kind: type[ClipConver
     prepared = (looks.total - looks.hits) - (before.total - before.hits)
     row = {
         **_cached(talks, describer._block),
-        "encoder": sum(describer.engine.call_workers("encoded")) / len(talks),
+        "encoder": encoder_counter.encoded(describer.engine) / len(talks),
         "processor": prepared / len(talks),
         "computed": sum(len(a.prompt_token_ids) - a.cached_tokens for t in talks for _, a in t.answers) / len(talks),
         "seconds": seconds,

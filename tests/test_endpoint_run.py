@@ -15,6 +15,10 @@ from tests.command_line import LOCAL, assert_balance, hicom, refused, sets
 from tests.models.misbehaving_server import KEY, MODEL, Act, Asked, MisbehavingServer, fails, says, shares, sound
 from tests.run_helpers import Tables, copy_run, differences, read_tables
 
+pytest.importorskip("openai")
+
+pytestmark = pytest.mark.slow
+
 VARIABLE = "HICOM_TEST_KEY"
 VIDEOS, SHOTS = 10, 6
 SHOT_FRAMES = 52
@@ -126,7 +130,6 @@ def test_with_a_fifth_of_the_answers_wrong_every_clip_is_kept_or_rejected_for_it
     assert sum(len(row["pairs"]) + len(row["rejected_pairs"]) for row in tables.rows["clean"]) == 3 * kept
 
 
-@pytest.mark.slow
 def test_on_ray_with_failures_on_the_way_too_it_is_the_same(
     server: MisbehavingServer, cut_run: Path, tmp_path: Path
 ) -> None:
@@ -144,14 +147,14 @@ def test_on_ray_with_failures_on_the_way_too_it_is_the_same(
     assert_answers_are_their_clips_own(tables["ray"])
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["local", "ray"])
 def test_a_server_that_goes_away_costs_no_clip(
     engine: str, server: MisbehavingServer, cut_run: Path, tmp_path: Path
 ) -> None:
     run = copy_run(cut_run, tmp_path / "run")
 
     def leave(asked: Asked) -> Act | None:
-        if len(server.asked) == 50:
+        if asked.number == 50:
             threading.Thread(target=server.stop).start()
         return None
 
@@ -168,19 +171,18 @@ def test_a_server_that_goes_away_costs_no_clip(
     assert_balance(tables, "generate")
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_key_that_expires_stops_the_run_which_goes_on_with_another(
-    engine: str, server: MisbehavingServer, cut_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: MisbehavingServer, cut_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy_run(cut_run, tmp_path / "run")
 
     def expire(asked: Asked) -> Act | None:
-        if len(server.asked) == 50:
+        if asked.number == 50:
             server.key = "sk-the-next-key"
         return None
 
     server.script = expire
-    again = ("generate", run, "--engine", engine, *describer(server))
+    again = ("generate", run, *LOCAL, *describer(server))
     assert f"turns down the key in the environment variable {VARIABLE}" in refused(*again)
     assert read_tables(run).rejected("generate") == {}
     monkeypatch.setenv(VARIABLE, "sk-the-next-key")

@@ -20,7 +20,7 @@ from pipeline.stage import ModelDied, Rejected, UserError
 
 OUTAGES = 2
 """Outages that a request may meet before it is taken for their cause, as one that kills the server."""
-TIMEOUTS = 2
+TIMEOUTS = 3
 """Time-outs after which a request's tries are spent: they take long, and a busy server has to work for each."""
 HOPELESS = 20
 """Requests that all fail before the first is answered: the settings are wrong, and not so many clips."""

@@ -38,7 +38,7 @@ class Options:
     max_concurrency: Count = field(default=32, metadata=_PLACE)
     """Clips whose conversation is under way at once; a conversation has one request open at a time."""
     timeout_s: Seconds = field(default=300.0, metadata=_PLACE)
-    """A request without an answer after so many seconds is given up; so is its clip, after the second time."""
+    """A request without an answer after so many seconds is given up; so is its clip, after the third time."""
     connect_timeout_s: Seconds = field(default=10.0, metadata=_PLACE)
     """Seconds to reach the server."""
     tries: Count = field(default=6, metadata=_PLACE)
@@ -61,9 +61,9 @@ class Options:
     started with --trust-request-mm-kwargs. Untold, it takes frames to be a second apart (Qwen2-VL does not mind, later
     models do) and looks at the first 32, at all when started with --media-io-kwargs '{"video": {"num_frames": -1}}'."""
     frame_format: Literal["jpeg", "png"] = "jpeg"
-    """png loses nothing and is several times larger."""
+    """png loses nothing and takes 3.5 times the bytes: 310 KiB a frame of 588 x 336 from real footage, JPEG 87."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """libjpeg's scale."""
+    """libjpeg's scale. 95 is 48 dB from the frame (median of the same footage), 90 is 46 dB for 61 KiB."""
     json_schema: bool = True
     """Ask for the pairs with `response_format: json_schema`, strict. False for servers that refuse it: the prompt asks
     for JSON anyway, and the answer is checked in either case."""

@@ -1,4 +1,4 @@
-"""Describer on vLLM, in the process that holds it: Qwen2-VL's family, both turns on one engine.
+"""Describer on vLLM, in the process that holds it: Qwen2-VL, both turns on one engine.
 
 A clip is let in when the engine's caches have room for both its turns; then the second turn finds what the first left:
 the prompt, frames and caption in the KV cache, the prepared frames in the cache before it. Second turns go ahead of
@@ -29,11 +29,11 @@ from pipeline.stage import ModelDied, Rejected, Retryable, UserError
 
 FILES = ("config.json", "*.safetensors", "tokenizer.json", "preprocessor_config.json|processor_config.json")
 MORE_FILES = ("*.json", "*.jinja", "*.txt")
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-"""`model_type`s whose processors make one token of 28 x 28 pixels of two frames."""
-PREPARED_BYTES = 4
-"""Bytes that a pixel's channel takes in the cache of prepared frames, at most: float32 (one, where vLLM leaves the
-normalisation to the GPU)."""
+MODEL_TYPE = "qwen2_vl"
+"""`model_type` of config.json: two frames of 28 x 28 pixels are one token, which the budget of frames relies on."""
+PREPARED_BYTES = {True: 1, False: 4}
+"""Bytes of a pixel's channel in the cache of prepared frames: as they come where vLLM leaves the normalisation to the
+engine, else float32."""
 
 
 def card(spec: ModelSpec) -> Card:
@@ -61,23 +61,24 @@ def load(spec: ModelSpec) -> VllmDescriber:
     options = _options(spec)
     require("vllm", "transformers", extra="vllm")
     place = folder(spec, FILES, MORE_FILES)
-    kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in FAMILIES:
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != MODEL_TYPE:
         raise UserError(
-            f"model {spec.key}: a {kind!r} model; this family runs {' and '.join(FAMILIES)}. Serve others with "
-            "`vllm serve` and use the family openai"
+            f"model {spec.key}: its config.json says {config.get('model_type')!r}, and this family runs {MODEL_TYPE} "
+            "models; serve others with `vllm serve`, and take the family openai"
         )
     try:
         engine = VllmEngine(engine_args(place, options), options.stall_s)
     except EngineNotStarted as err:
         raise UserError(f"model {spec.key}: vLLM did not start: {err}") from err
     try:
-        describer = VllmDescriber(spec.key, engine, options, _script(place, engine))
+        describer = VllmDescriber(spec.key, engine, options, _script(place, engine, int(config["video_token_id"])))
         describer.rehearse()
     except Exception as err:
         engine.close()
         if isinstance(err, (ValueError, Rejected, ModelDied)):
-            raise UserError(f"model {spec.key}: its first request failed: {err}") from err
+            words = err.detail if isinstance(err, Rejected) else err
+            raise UserError(f"model {spec.key}: its first request failed: {words}") from err
         raise
     return describer
 
@@ -87,15 +88,17 @@ def _options(spec: ModelSpec) -> Options:
     return own
 
 
-def _script(place: Path, engine: VllmEngine) -> Script:
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+def _script(place: Path, engine: VllmEngine, video_token: int) -> Script:
     tokenizer = engine.tokenizer()
+    older = place / "chat_template.json"
+    if not tokenizer.chat_template and older.is_file():
+        tokenizer.chat_template = json.loads(older.read_text(encoding="utf-8"))["chat_template"]
     ends = {tokenizer.eos_token_id}
     generation = place / "generation_config.json"
     if generation.is_file():
         stops = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id", [])
         ends.update(stops if isinstance(stops, list) else [stops])
-    return write_script(tokenizer, int(config["video_token_id"]), frozenset(ends))
+    return write_script(tokenizer, video_token, frozenset(ends))
 
 
 class VllmDescriber:
@@ -112,6 +115,8 @@ class VllmDescriber:
         config = engine.config
         self._context = int(config.model_config.max_model_len)
         self._block = int(config.cache_config.block_size)
+        as_they_come = bool(getattr(config.model_config.multimodal_config, "mm_device_do_normalize", False))
+        self._prepared_bytes = PREPARED_BYTES[as_they_come]
         limit = Load(
             kv_tokens=engine.kv_tokens,
             cache_bytes=int(options.mm_cache_gb * 2**30),
@@ -175,7 +180,7 @@ class VllmDescriber:
         tokens = min(tokens, self._context)
         return Load(
             kv_tokens=-(-tokens // self._block) * self._block,
-            cache_bytes=clip.frames.nbytes * PREPARED_BYTES,
+            cache_bytes=clip.frames.nbytes * self._prepared_bytes,
         )
 
     def _fitting(self, clip: ClipFrames) -> ClipFrames:

@@ -7,6 +7,7 @@ has a loop; callers may come from any loop; and whoever holds it may end it from
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import itertools
 import multiprocessing
@@ -50,8 +51,6 @@ class Answer:
     cached_tokens: int
     """Prompt tokens served from the prefix cache."""
     finish_reason: str
-    stop_token: int | None
-    """The token that ended it, where it is another than the model's first one for that."""
 
 
 class VllmEngine:
@@ -78,8 +77,8 @@ class VllmEngine:
             self.close()
             raise EngineNotStarted(said) from err
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T] | Any:
-        """Run it on the engine's loop; a concurrent.futures.Future. Cancelling that cancels the work."""
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run it on the engine's loop. Cancelling what is returned cancels the work."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     @property
@@ -113,19 +112,16 @@ class VllmEngine:
             self._progress_at = time.monotonic()
         self._open += 1
         asked = asyncio.ensure_future(self._ask(prompt, sampling, priority))
+        asked.add_done_callback(_heard)
         try:
-            await asyncio.wait({asked, self._dead}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {asked, self._dead}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if asked.done():
                 return asked.result()
             raise ModelDied(self._dead.result())
         finally:
             self._open -= 1
             asked.cancel()  # vLLM then drops the request; an answer that is there stays
-
-    def call_workers(self, method: str) -> list[Any]:
-        """What a method of each of the engine's workers returns (see `worker_extension_cls` of vLLM)."""
-        result: list[Any] = self.submit(self._llm.collective_rpc(method)).result()
-        return result
 
     def close(self) -> None:
         """End the engine and all its processes."""
@@ -181,14 +177,12 @@ class VllmEngine:
         except Exception as err:
             raise self._explained(err) from err
         assert last is not None, "the engine ended a request without a word"
-        stop = last.outputs[0].stop_reason
         return Answer(
             text=text,
             token_ids=token_ids,
             prompt_token_ids=list(last.prompt_token_ids),
             cached_tokens=last.num_cached_tokens or 0,
             finish_reason=str(last.outputs[0].finish_reason),
-            stop_token=stop if isinstance(stop, int) else None,
         )
 
     def _explained(self, err: Exception) -> Exception:
@@ -224,6 +218,12 @@ class VllmEngine:
                 how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 lines.append(f"{process.name} (pid {process.pid}) ended with {how}")
         return lines
+
+
+def _heard(asked: asyncio.Future[Answer]) -> None:
+    """Nobody waits any more for a request that was given up; asyncio would complain of its exception."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _for_this_platform(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Breaks a run on purpose, and keeps a trace of its work. Every Python process with this folder on PYTHONPATH loads it.
 
 $HICOM_TEST_FAULTS names a folder. `trace.log` in it takes a line `STEP NAME ID TIME` for every step of work: `stage` (a
-stage starts), `begin` and `done` (an attempt at an item), `job` (a guarded job), `load` (a model). `rules.json` lists
-what to break, each rule one of
+stage starts), `begin` and `done` (an attempt at an item), `job` (a guarded job), `load` (a model), `request` (to vLLM's
+engine). `rules.json` lists what to break, each rule one of
 
     {"kill": "put_file" | "put", "match": REGEX, "nth": 1, "when": "before" | "after", "who": "all" | "self"}
     {"item": STAGE, "match": REGEX}              the worker dies each time it takes up such an item
@@ -160,6 +160,15 @@ def break_model(module: ModuleType) -> None:
     module._ModelActor.infer = infer
 
 
+def trace_requests(module: ModuleType) -> None:
+    def stream(original: Callable[..., Any], engine: Any, prompt: Any, sampling: Any, priority: int) -> Any:
+        [name] = prompt["multi_modal_uuids"]["video"]
+        trace("request", "generate", f"{name}-priority{priority}-limit{sampling.max_tokens}")
+        return original(engine, prompt, sampling, priority)
+
+    wrap(module.VllmEngine, "_stream", stream)
+
+
 def trace_stages(module: ModuleType) -> None:
     def run_stage(original: Callable[..., Any], runner: Any, stage: Any, **options: Any) -> Any:
         trace("stage", stage.name, "-")
@@ -173,6 +182,7 @@ BREAKS: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.engine.attempt": break_attempts,
     "pipeline.engine.ray_models": break_model,
     "pipeline.media.guard_child": break_decoder,
+    "pipeline.models.vllm_engine": trace_requests,
     "pipeline.runner": trace_stages,
 }
 

@@ -1,12 +1,32 @@
 """Counts what vLLM's vision encoder is given, within the engine's worker.
 
-engine_args: {worker_extension_cls: tests.models.encoder_counter.EncoderCounter}, then
-engine.call_workers("count_encoded") and, later, engine.call_workers("encoded").
+engine_args: {worker_extension_cls: tests.models.encoder_counter.EncoderCounter}
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from pipeline.models.vllm_engine import VllmEngine
+
+EXTENSION = f"{__name__}.EncoderCounter"
+"""What vLLM's `worker_extension_cls` has to be."""
+
+
+def start(engine: VllmEngine) -> None:
+    """Begin to count."""
+    _call(engine, "count_encoded")
+
+
+def encoded(engine: VllmEngine) -> int:
+    """Videos that went through the encoder so far."""
+    [count] = _call(engine, "encoded")
+    return int(count)
+
+
+def _call(engine: VllmEngine, method: str) -> list[Any]:
+    answers: list[Any] = engine.submit(engine._llm.collective_rpc(method)).result()
+    return answers
 
 
 class EncoderCounter:
@@ -15,7 +35,6 @@ class EncoderCounter:
     model_runner: Any
 
     def count_encoded(self) -> None:
-        """Begin to count."""
         self._encoded: list[int] = []
         visual = self.model_runner.model.visual
         inner = visual.forward
@@ -28,5 +47,4 @@ class EncoderCounter:
         visual.forward = counting
 
     def encoded(self) -> int:
-        """Videos that went through the encoder so far."""
         return sum(self._encoded)

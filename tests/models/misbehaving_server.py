@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -33,7 +33,9 @@ class Asked:
     headers: Mapping[str, str]
     at: float
     """When it came, on the monotonic clock, seconds."""
-    times: int
+    number: int = 0
+    """Requests that came before."""
+    times: int = 0
     """How often this turn of this clip was asked before."""
 
     @property
@@ -183,9 +185,9 @@ class MisbehavingServer:
         return [asked.turn for asked in self.asked]
 
     def note(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
-        asked = Asked(body, headers, time.monotonic(), 0)
+        asked = Asked(body, headers, time.monotonic())
         with self._lock:
-            asked = Asked(body, headers, asked.at, self._times[(asked.clip, asked.turn)])
+            asked = replace(asked, number=len(self.asked), times=self._times[(asked.clip, asked.turn)])
             self._times[(asked.clip, asked.turn)] += 1
             self.asked.append(asked)
         return asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from pipeline.media.frames import FrameSpec
+from pipeline.media.sample import _moments
 from pipeline.models import registry
 from pipeline.models.internvideo2_sizes import SIZE_FILE
 from pipeline.models.protocols import VideoTextEmbedder
@@ -139,6 +141,16 @@ def test_the_card_needs_neither_weights_nor_a_folder() -> None:
     card = registry.card("video_text_embedder", spec)
     assert FrameSpec.from_json(card.frame_spec) == FrameSpec(width=224, height=224, resize="stretch")
     assert (card.frames, card.gpus, card.replicas) == (4, 1, 2)
+
+
+def test_frames_are_at_most_one_apart_from_the_original_ones() -> None:
+    """The `sample` job divides a video by time. The original's evaluation divides the numbers of its frames into equal
+    ranges, cut to whole numbers, and takes each range's middle."""
+    for frames in range(4, 3000):
+        bounds = [frames * i // 4 for i in range(5)]
+        theirs = [(first + after - 1) // 2 for first, after in itertools.pairwise(bounds)]
+        ours = [moment // 100 for moment in _moments(0, 100 * frames, 4)]  # a frame is shown for 100 ticks
+        assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= 1
 
 
 def test_only_what_decides_results_is_in_the_identity(folder: Path) -> None:

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-import openai
 import pytest
 
 from pipeline.models.openai_faults import Fault, hidden, judge, retry_after
+
+openai: Any = pytest.importorskip("openai")
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 SECRET = "sk-secret-1"

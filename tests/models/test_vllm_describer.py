@@ -22,7 +22,7 @@ from pipeline.stage import Rejected, Retryable
 pytest.importorskip("vllm")
 from pipeline.models.vllm_conversation import ClipConversation
 from pipeline.models.vllm_describer import VllmDescriber
-from tests.models import tiny_qwen2vl
+from tests.models import encoder_counter, tiny_qwen2vl
 
 pytestmark = pytest.mark.slow
 
@@ -32,8 +32,7 @@ LIMITS = TurnLimits(caption_tokens=128, qa_tokens=256, retry_factor=2)
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     folder = tiny_qwen2vl.build(tmp_path_factory.mktemp("qwen2vl"))
-    counter = {"worker_extension_cls": "tests.models.encoder_counter.EncoderCounter"}
-    options = {**tiny_qwen2vl.OPTIONS, "engine_args": counter}
+    options = {**tiny_qwen2vl.OPTIONS, "engine_args": {"worker_extension_cls": encoder_counter.EXTENSION}}
     return ModelSpec(family="vllm", name="tiny/qwen2-vl", path=str(folder), options=options)
 
 
@@ -44,7 +43,7 @@ def describer(spec: ModelSpec) -> Iterator[VllmDescriber]:
             patch.setenv(name, value)
         loaded = registry.load_describer(spec)
         assert isinstance(loaded, VllmDescriber)
-        loaded.engine.call_workers("count_encoded")
+        encoder_counter.start(loaded.engine)
         yield loaded
         loaded.close()
         assert loaded.engine.pids() == []
@@ -85,7 +84,7 @@ def full_blocks(tokens: int, describer: VllmDescriber) -> int:
 
 def test_both_turns_of_many_clips_at_once(describer: VllmDescriber) -> None:
     clips = [clip(f"many {n}") for n in range(20)]
-    before = sum(describer.engine.call_workers("encoded"))
+    before = encoder_counter.encoded(describer.engine)
     described = describe(describer, *clips)
     assert [type(one) for one in described] == [Description] * 20, described
     for one in described:
@@ -95,7 +94,7 @@ def test_both_turns_of_many_clips_at_once(describer: VllmDescriber) -> None:
         assert one.measured.keys() == {"caption_s", "qa_s", "wait_s", "in_flight"}
         assert 1 <= one.measured["in_flight"] <= 16, "max_num_seqs"
     assert len({one.caption for one in described}) == 20
-    assert sum(describer.engine.call_workers("encoded")) - before == 20, "the vision encoder runs once for each clip"
+    assert encoder_counter.encoded(describer.engine) - before == 20, "the vision encoder runs once for each clip"
 
 
 def test_turn_2_is_turn_1_to_the_token_and_all_its_full_blocks_come_from_the_cache(describer: VllmDescriber) -> None:
@@ -111,7 +110,9 @@ def test_turn_2_is_turn_1_to_the_token_and_all_its_full_blocks_come_from_the_cac
 
 
 @pytest.mark.parametrize(
-    ("lost", "runs"), [((), 1), (("encoder",), 1), (("prefix",), 1), (("encoder", "prefix"), 2)], ids="+".join
+    ("lost", "runs"),
+    [((), 1), (("encoder",), 1), (("prefix",), 1), (("encoder", "prefix"), 2)],
+    ids=["none lost", "encoder's lost", "KV lost", "both lost"],
 )
 def test_either_cache_saves_the_second_run_of_the_vision_encoder(
     describer: VllmDescriber, lost: tuple[str, ...], runs: int
@@ -119,13 +120,23 @@ def test_either_cache_saves_the_second_run_of_the_vision_encoder(
     """The KV cache, which `admission` keeps, and vLLM's small cache of what the encoder made, which nobody bounds."""
     conversation = describer.conversation(clip(f"lost {lost}"))
     engine = describer.engine
-    before = sum(engine.call_workers("encoded"))
+    before = encoder_counter.encoded(engine)
     engine.submit(conversation.caption(64)).result()
     for cache in lost:
         engine.submit(getattr(engine._llm, f"reset_{cache}_cache")()).result()
     engine.submit(conversation.pairs(16)).result()
-    assert sum(engine.call_workers("encoded")) - before == runs
+    assert encoder_counter.encoded(engine) - before == runs
     assert (conversation.answers[1][1].cached_tokens > 0) == ("prefix" not in lost)
+
+
+def test_an_engine_that_lost_the_prepared_frames_is_given_them_again(describer: VllmDescriber) -> None:
+    """vLLM believes that its engine holds them, and sends no more than their name; such a request fails."""
+    conversation, engine = describer.conversation(clip("drifted")), describer.engine
+    engine.submit(conversation.caption(64)).result()
+    engine.submit(engine._llm.engine_core.reset_mm_cache_async()).result()
+    engine.submit(engine._llm.reset_prefix_cache()).result()
+    reply = engine.submit(conversation.pairs(256)).result()
+    assert reply.turn.finish_reason == "stop" and reply.turn.cached_tokens == 0
 
 
 def test_prompts_that_fill_many_steps_at_once_are_all_answered(describer: VllmDescriber) -> None:
