@@ -2,8 +2,8 @@
 
     python benchmarks/internvideo2_parity.py original.npz 1B [--depth 40] [--dtype float32] [--device cpu]
 
-tests/models/golden/internvideo2_original.py says how original.npz is made; the depth must be the same. Weights are made
-from their names, so none are needed; 1B takes 6 GB in float32. Prints differences relative to the largest number, to
+tests/models/internvideo2/golden/original.py says how original.npz is made; the depth must be the same. Weights
+are made from their names, so none are needed; 1B takes 6 GB in float32. Prints differences relative to the largest number, to
 the length, and (of numbers over a tenth of the largest) to each number, and the smallest cosine.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.models import internvideo2_sizes
 from pipeline.models.device import torch_device, torch_dtype
+from pipeline.models.internvideo2 import sizes as internvideo2_sizes
 from tests.models import tiny_internvideo2 as tiny
 
 NAMES = {"1B": "OpenGVLab/InternVideo2-Stage2_1B-224p-f4", "6B": "OpenGVLab/InternVideo2-Stage2_6B-224p-f4"}
@@ -35,8 +35,8 @@ def main() -> None:
 
     import torch
 
-    from pipeline.models.internvideo2 import InternVideo2Embedder
-    from pipeline.models.internvideo2_model import InternVideo2
+    from pipeline.models.internvideo2.embedder import InternVideo2Embedder
+    from pipeline.models.internvideo2.model import InternVideo2
 
     size = internvideo2_sizes.PUBLISHED[NAMES[args.size]]
     size = dataclasses.replace(size, vision=dataclasses.replace(size.vision, depth=args.depth or size.vision.depth))

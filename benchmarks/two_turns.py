@@ -35,14 +35,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.models import vllm_conversation, vllm_describer
-from pipeline.models.admission import Load
 from pipeline.models.protocols import ClipFrames
 from pipeline.models.spec import ModelSpec
 from pipeline.models.two_turns import Reply, TurnLimits, converse
-from pipeline.models.vllm_conversation import FIRST_TURN, SECOND_TURN, ClipConversation, video_tokens
-from pipeline.models.vllm_describer import VllmDescriber
-from pipeline.models.vllm_options import engine_args
+from pipeline.models.vllm import conversation as vllm_conversation
+from pipeline.models.vllm import describer as vllm_describer
+from pipeline.models.vllm.admission import Load
+from pipeline.models.vllm.conversation import FIRST_TURN, SECOND_TURN, ClipConversation, video_tokens
+from pipeline.models.vllm.describer import VllmDescriber
+from pipeline.models.vllm.options import engine_args
 from tests.models import encoder_counter, tiny_qwen2vl
 
 HEIGHT, WIDTH = 168, 224

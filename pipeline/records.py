@@ -190,7 +190,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("describer", _S, "the describer: family:name@revision"),
         Column("turns", pa.list_(TURN), "token counts and finish reason of each turn"),
         Column("frames_used", _I32, "different frames the describer saw"),
-        Column("frames_lowered_from", _I32, "frames its settings ask for, where the context had no room", nullable=True),
+        Column("frames_lowered_from", _I32, "frames its settings ask for, where it had no room", nullable=True),
         Column("prompt_hashes", _S, "SHA-256 of each prompt by name, as JSON; null: reads none", nullable=True),
     ),
     "clean": (

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from pipeline.config import ROLES, RunConfig, load_profile, parse, profile_names
-from pipeline.models import open_clip_tags, registry, weights
+from pipeline.models import registry, weights
+from pipeline.models.open_clip import tags as open_clip_tags
 from pipeline.plan import PLAN, check
 from pipeline.readiness import unfit_settings
 from pipeline.resources import resource

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.estimate.asked import ModelUse
 from pipeline.estimate.rates import Rates, work_name
 from pipeline.models.footprint import NUMBER_BYTES, PUBLISHED, footprint_of
-from pipeline.models.internvideo2_sizes import VisionSize, size_of
+from pipeline.models.internvideo2.sizes import VisionSize, size_of
 from pipeline.stage import UserError
 
 

@@ -42,18 +42,18 @@ def _real(module: str) -> Family:
 
 MODELS: dict[Role, dict[str, Family]] = {
     "video_text_embedder": {
-        "builtin": Family("pipeline.models.builtin_attributes:card", "pipeline.models.builtin_attributes:load"),
-        "internvideo2": _real("internvideo2"),
-        "open_clip": _real("open_clip_video"),
+        "builtin": Family("pipeline.models.builtin.attributes:card", "pipeline.models.builtin.attributes:load"),
+        "internvideo2": _real("internvideo2.embedder"),
+        "open_clip": _real("open_clip.video"),
     },
     "frame_embedder": {
-        "builtin": Family("pipeline.models.builtin_visual:card", "pipeline.models.builtin_visual:load"),
-        "open_clip": _real("open_clip_frame"),
+        "builtin": Family("pipeline.models.builtin.visual:card", "pipeline.models.builtin.visual:load"),
+        "open_clip": _real("open_clip.frame"),
     },
     "describer": {
-        "builtin": Family("pipeline.models.builtin_describer:card", "pipeline.models.builtin_describer:load"),
-        "vllm": _real("vllm_describer"),
-        "openai": _real("openai_describer"),
+        "builtin": Family("pipeline.models.builtin.describer:card", "pipeline.models.builtin.describer:load"),
+        "vllm": _real("vllm.describer"),
+        "openai": _real("openai.describer"),
     },
 }
 

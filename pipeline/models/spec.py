@@ -30,5 +30,5 @@ class ModelSpec:
 
     @property
     def key(self) -> str:
-        """family:name@revision, with #variant where there is one: as tables record it, as thresholds are keyed by it."""
+        """family:name@revision, and #variant where there is one: as tables record it and thresholds are keyed by it."""
         return f"{self.family}:{self.name}@{self.revision}" + (f"#{self.variant}" if self.variant else "")

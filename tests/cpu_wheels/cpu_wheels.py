@@ -90,7 +90,8 @@ def watch() -> None:
 
 def install() -> Path:
     """Make every process of this environment call `watch` at its start. Returns the file that does."""
-    line = f"import sys; sys.path.append({str(Path(__file__).resolve().parent)!r}); import cpu_wheels; cpu_wheels.watch()\n"
+    here = str(Path(__file__).resolve().parent)
+    line = f"import sys; sys.path.append({here!r}); import cpu_wheels; cpu_wheels.watch()\n"
     file = Path(sysconfig.get_path("purelib")) / LINE_FILE
     file.write_text(line, encoding="utf-8")
     return file

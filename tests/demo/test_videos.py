@@ -14,7 +14,8 @@ import yaml
 
 from pipeline.demo.paint import COLORS
 from pipeline.demo.videos import BROKEN, HEIGHT_PX, VIDEOS, WIDTH_PX, Video, write_demo_videos
-from pipeline.models import builtin_attributes, builtin_visual
+from pipeline.models.builtin import attributes as builtin_attributes
+from pipeline.models.builtin import visual as builtin_visual
 from pipeline.models.spec import ModelSpec
 from pipeline.records import REASONS
 from pipeline.resources import resource

@@ -182,7 +182,7 @@ BREAKS: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.engine.attempt": break_attempts,
     "pipeline.engine.ray_models": break_model,
     "pipeline.media.guard_child": break_decoder,
-    "pipeline.models.vllm_engine": trace_requests,
+    "pipeline.models.vllm.engine": trace_requests,
     "pipeline.runner": trace_stages,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.models import registry
-from pipeline.models.openai_describer import OpenAIDescriber
+from pipeline.models.openai.describer import OpenAIDescriber
 from pipeline.models.protocols import ClipFrames, Description
 from pipeline.models.spec import ModelSpec
 from pipeline.stage import Rejected, Retryable

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.models.vllm_engine import VllmEngine
+from pipeline.models.vllm.engine import VllmEngine
 
 EXTENSION = f"{__name__}.EncoderCounter"
 """What vLLM's `worker_extension_cls` has to be."""

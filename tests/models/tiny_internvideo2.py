@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.models.internvideo2_sizes import SIZE_FILE, Size, TextSize, VisionSize
+from pipeline.models.internvideo2.sizes import SIZE_FILE, Size, TextSize, VisionSize
 from pipeline.models.spec import ModelSpec
 
 Floats = npt.NDArray[np.float32]

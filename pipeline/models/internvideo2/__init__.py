@@ -1,0 +1,1 @@
+"""InternVideo2 stage 2 as a video-text embedder."""

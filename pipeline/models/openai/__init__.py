@@ -1,0 +1,1 @@
+"""A describer on any OpenAI-compatible endpoint."""

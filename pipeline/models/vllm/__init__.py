@@ -1,0 +1,1 @@
+"""A describer on vLLM, in the process that holds it."""
