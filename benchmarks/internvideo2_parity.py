@@ -3,8 +3,8 @@
     python benchmarks/internvideo2_parity.py original.npz 1B [--depth 40] [--dtype float32] [--device cpu]
 
 tests/models/internvideo2/golden/original.py says how original.npz is made; the depth must be the same. Weights
-are made from their names, so none are needed; 1B takes 6 GB in float32. Prints differences relative to the largest number, to
-the length, and (of numbers over a tenth of the largest) to each number, and the smallest cosine.
+are made from their names, so none are needed; 1B takes 6 GB in float32. Prints differences relative to the largest
+number, to the length, and (of numbers over a tenth of the largest) to each number, and the smallest cosine.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ SENTENCES = [
 
 
 NAMES = Path(__file__).parent / "golden" / "internvideo2_names.json"
-"""Names and shapes of checkpoints as the authors' code builds them (internvideo2_original.py there): tiny, 1B, 6B."""
+"""Names and shapes of checkpoints as the authors' code builds them (internvideo2/golden/original.py): tiny, 1B, 6B."""
 
 _TIED = {
     "text_encoder.cls.predictions.decoder.weight": "text_encoder.bert.embeddings.word_embeddings.weight",

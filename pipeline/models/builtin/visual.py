@@ -90,7 +90,8 @@ def _palette(frames: Frames) -> Floats:
     shares: npt.NDArray[Any] = counts / _SIDE**2
     for _ in range(3):  # soften the first axis and turn it to the back, for each channel
         shares = np.tensordot(shares, _soft_bins(fine), axes=(1, 0))
-    return np.sqrt(shares).reshape(len(frames), _BINS**3)
+    palette: Floats = np.sqrt(shares).reshape(len(frames), _BINS**3)
+    return palette
 
 
 def _soft_bins(fine: int) -> Floats:
