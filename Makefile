@@ -32,6 +32,7 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/two_turns.py
 
 clean:
 	rm -rf $(VENV) demo-run build dist .mypy_cache .pytest_cache .ruff_cache *.egg-info
