@@ -48,7 +48,7 @@ def main() -> None:
     }
     model.load_state_dict(weights, strict=True, assign=True)
     model.text_encoder.fill_buffers()
-    device = torch_device(args.device)
+    device = torch_device(args.device, gpus=1)
     model = model.eval().requires_grad_(False).to(device)
 
     theirs = np.load(args.original)

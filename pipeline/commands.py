@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -77,7 +77,6 @@ def run(request: RunRequest, reporter: RunReporter) -> RunResult:
     with _locked(lambda: _open(request)) as (session, epoch):
         reporter.opened(session)
         rows = _list(session, request, reporter) if request.inputs else None
-        session.record["ran_on"] = _ran_on(request)
         session.save()
         runner = Runner(session, epoch, lambda: make_engine(request.engine, request.address, session), reporter)
         try:
@@ -86,6 +85,7 @@ def run(request: RunRequest, reporter: RunReporter) -> RunResult:
             left = _left(runner.live, request.stages)
             elsewhere = request.address is not None
             require_ready(session.config, left, elsewhere=elsewhere, reserved=request.engine == "ray")
+            _note_machine(session, runner.live, left, _ran_on(request, session.config.engine.max_workers))
             result = RunResult(runner.run(request.stages))
         except (UserError, LockLost):
             raise
@@ -97,11 +97,28 @@ def run(request: RunRequest, reporter: RunReporter) -> RunResult:
     return result
 
 
-def _ran_on(request: RunRequest) -> dict[str, Any]:
+def _ran_on(request: RunRequest, max_workers: int) -> dict[str, Any]:
     """What measured seconds are to be read with: the engine, and how many cores its workers had; None where another
     machine knows. The local engine has one worker."""
-    cores = os.cpu_count() if request.engine == "ray" else 1
+    # What this process may use, where the system can tell: a container may have less than its machine.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = 1 if request.engine == "local" else min(cores, max_workers or cores)
     return {"engine": request.engine, "cores": cores if request.address is None else None}
+
+
+def _note_machine(session: Session, live: Live, left: Sequence[str], machine: Mapping[str, Any]) -> None:
+    """Note in run.yaml what the stages that have work left run on, and leave what is noted of the others.
+
+    A stage that goes on with other cores than it began with is noted with None: its seconds are not of one kind.
+    """
+    noted = session.record.get("ran_on", {})
+    now = {name: dict(machine) for name in left}
+    for name in left:
+        if not live.nodes[name].whole_set and live.parts(name) and noted.get(name) != machine:
+            now[name]["cores"] = None
+    if now:
+        session.record["ran_on"] = {**noted, **now}
+        session.save()
 
 
 def _open(request: RunRequest) -> Session:

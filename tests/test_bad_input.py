@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests import clips
 from tests.command_line import LOCAL, hicom, refused, sets
-from tests.run_helpers import ROOT, state
+from tests.run_helpers import ROOT, Command, state
 
 
 @pytest.fixture(scope="module")
@@ -234,12 +235,19 @@ def test_sql_that_is_broken_or_leaves_its_bounds(sql: str, finished: Path, tmp_p
 
 
 def test_ctrl_c_stops_and_the_same_command_goes_on(video: Path, tmp_path: Path) -> None:
-    line = [sys.executable, str(ROOT / "cli.py"), "run", str(video), "--out", str(tmp_path / "run"), *LOCAL]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "ingest" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stopped. What was committed is safe" in err and "Traceback" not in err, err
-    hicom("run", "--out", tmp_path / "run", *LOCAL, *sets("select.random_rest=9"))
+    command = Command(tmp_path / "faults")
+    command.rules({"decoder": "scan", "match": "", "how": "hang"})
+    line = ("run", video, "--out", tmp_path / "run", *LOCAL, *sets("select.random_rest=9"))
+    process = command.start(*line)
+    try:
+        while ("scan", "disc.mp4") not in command.trace("job"):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        command.kill("all")
+    assert process.returncode == 130 and "stopped. What was committed is safe" in said and "Traceback" not in said, said
+    command.rules()
+    command.run(*line)
+    assert [stage for stage, _ in command.trace("job")].count("probe") == 1, "what was committed is not done again"

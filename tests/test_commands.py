@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def test_a_later_command_goes_on_with_the_inputs_of_the_first(own: Path) -> None
     told = Told()
     assert run(own, told=told).counts["ingest"].items_in == 2
     assert told.listings == [] and told.begun == [("ingest", 2, 0)]
+
+
+def test_cores_are_those_that_workers_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert commands._ran_on(RunRequest("run"), 0) == {"engine": "ray", "cores": 6}
+    assert commands._ran_on(RunRequest("run"), 4)["cores"] == 4
+    assert commands._ran_on(RunRequest("run"), 8)["cores"] == 6
+    assert commands._ran_on(RunRequest("run", engine="local"), 4) == {"engine": "local", "cores": 1}
+    assert commands._ran_on(RunRequest("run", address="auto"), 0)["cores"] is None
 
 
 def test_inputs_that_are_no_longer_named_are_told(own: Path, poems: Path) -> None:

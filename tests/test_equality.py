@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 
 from pipeline.engine.local import LocalEngine
 from pipeline.engine.task import MapTask, StageFailed, Tally
@@ -99,6 +100,27 @@ def test_run_again_does_nothing(videos: Path, finished: Path, tmp_path: Path) ->
     run_here(run, videos, engine="ray", address="127.0.0.1:1")
     assert state(run) == before
     assert (run / "run.yaml").read_bytes() == said
+
+
+def test_what_a_stage_ran_on_is_noted_where_it_had_work(videos: Path, finished: Path, tmp_path: Path) -> None:
+    run = copy_run(finished, tmp_path / "run")
+
+    def ran_on() -> dict[str, Any]:
+        noted: dict[str, Any] = yaml.safe_load((run / "run.yaml").read_text())["ran_on"]
+        return noted
+
+    record, here = yaml.safe_load((run / "run.yaml").read_text()), {"engine": "local", "cores": 1}
+    assert record["ran_on"] == dict.fromkeys(STAGES, here)
+    there = record["ran_on"] = {stage: {"engine": "ray", "cores": 96} for stage in STAGES}
+    (run / "run.yaml").write_text(yaml.safe_dump(record))
+    run_here(run, stages=["export"])
+    assert ran_on() == there, "export had nothing to do"
+    run_here(run, stages=["clean", "export"], sets=["clean.disabled_rules=[empty]"])
+    assert ran_on() == {**there, "clean": here, "export": here}
+    (run / "markers/generate.json").unlink()
+    run_here(run, stages=["generate"])
+    mixed = {"engine": "local", "cores": None}
+    assert ran_on() == {**there, "generate": mixed, "clean": here, "export": here}, "begun there, ended here"
 
 
 def test_a_moved_threshold_decodes_nothing_again_and_going_back_is_free(

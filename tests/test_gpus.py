@@ -41,7 +41,16 @@ def test_memory_that_the_driver_has_no_number_for_is_unknown(driver: Callable[..
 
 @pytest.mark.parametrize(
     ("chosen", "indices"),
-    [("1", [1]), ("1, 0", [1, 0]), ("GPU-bb", [1]), ("", []), ("-1", []), ("0,7,1", [0]), ("NoDevFiles", [])],
+    [
+        ("1", [1]),
+        ("1, 0", [1, 0]),
+        ("GPU-bb", [1]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", [0]),
+        ("NoDevFiles", []),
+        ("MIG-aa,MIG-bb", [-1, -1]),
+    ],
 )
 def test_the_environments_choice_is_heeded(
     driver: Callable[..., None], monkeypatch: pytest.MonkeyPatch, chosen: str, indices: list[int]
@@ -49,6 +58,14 @@ def test_the_environments_choice_is_heeded(
     driver(H200 + A100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
     assert [gpu.index for gpu in visible_gpus()] == indices
+
+
+def test_a_part_of_a_gpu_counts_with_unknown_memory(
+    driver: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver(H200)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aaaa-1111")
+    assert visible_gpus() == [Gpu(gpus.SLICE, "MIG-aaaa-1111", "MIG device", None, 0)]
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,9 @@ def test_the_paper_profiles_figures_are_the_defaults_which_carry_the_papers_sect
     values = load_profile("hicom248k")
     defaults = SelectConfig.__dataclass_fields__  # type: ignore[attr-defined]
     assert values["select"] == {"quota": defaults["quota"].default, "random_rest": defaults["random_rest"].default}
-    assert set(values) == {"models", "select"}, "whatever else is set needs a reason, and a line here"
+    assert set(values) == {"models", "select", "engine"}, "whatever else is set needs a reason, and a line here"
+    assert set(values["engine"]) == {"in_flight_bytes"}
+    assert values["engine"]["in_flight_bytes"] >= 4 * 116_000_000, "several clips are on their way at once"
     assert values["models"]["frame"]["revision"] == "openai"
 
 
@@ -91,7 +93,7 @@ def test_the_endpoint_that_the_small_profile_describes_in_a_comment_is_one(tmp_p
     text = path("small").read_text()
     start = text.index("  describer:\n    family: vllm")
     commented = text[text.index("  # describer:") :]
-    block = re.match(r"(  # .*\n)+", commented)
+    block = re.match(r"  # describer:\n(  #   .*\n)+", commented)
     assert block is not None
     mine = tmp_path / "mine.yaml"
     endpoint = re.sub(r"^  # ", "  ", block.group(), flags=re.M)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from pipeline.readiness import go_offline, is_offline, lacking_gpus, lacking_mod
 from pipeline.stage import UserError
 from tests.command_line import hicom, refused
 from tests.fake_driver import gpus, put_driver
+from tests.models import tiny_internvideo2, tiny_open_clip
 from tests.run_helpers import Silent, draw_videos, run_here
 
 ALL = [stage.name for stage in PLAN]
@@ -203,6 +206,31 @@ def test_a_finished_run_needs_no_model(tmp_path: Path, monkeypatch: pytest.Monke
     commands.run(RunRequest(str(run), engine="local", sets=("clean.min_answer_words=9",)), Silent())
     commands.run(RunRequest(str(run), engine="local", sets=("split.threshold=30",)), Silent())
     assert asked == [[], ["clean", "export"], ALL[ALL.index("split") :]]
+
+
+def test_a_run_whose_models_are_gone_can_be_looked_at(tmp_path: Path) -> None:
+    """No weights, no package, no network."""
+    videos, run, place = draw_videos(tmp_path / "videos"), tmp_path / "run", tmp_path / "models"
+    place.mkdir()
+    tiny_internvideo2.write_size(place, tiny_internvideo2.TINY)
+    (place / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_open_clip.MODEL}))
+    own = {"name": "own", "path": str(place)}
+    values = load_profile("demo")
+    values["models"]["video_text"] = {"family": "internvideo2", **own}
+    values["models"]["frame"] = {"family": "open_clip", **own}
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(yaml.safe_dump(values))
+    hicom("ingest", run, videos, "--profile", profile, "--engine", "local")
+    shutil.rmtree(place)
+    assert "ingest" in hicom("status", run).out
+    hicom("rejects", run)
+    hicom("query", run, "SELECT count(*) FROM ingest")
+    hicom("stats", run)
+    hicom("gc", run)
+    written = (run / "run.yaml").read_bytes()
+    for command in (("run", videos, "--out", run, "--engine", "local"), ("plan", "--profile", profile)):
+        assert "model internvideo2:own@: not a published one" in refused(*command)
+    assert (run / "run.yaml").read_bytes() == written
 
 
 def test_the_option_offline_holds_for_the_command_and_what_it_starts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_a_run_file_tells_what_the_run_was_made_with(run: Path) -> None:
     assert record["stages"]["embed"]["depends_on"] == {"model": "builtin:attributes@1"}
     assert record["versions"] == versions()
     assert record["versions"]["pyarrow"][0].isdigit()
+
+
+def test_packages_of_real_models_are_recorded_where_they_are_and_may_change(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"torch": "2.9.1", "pyarrow": "21.0.0"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    make(run)
+    assert recorded(run)["versions"]["torch"] == "2.9.1" and "vllm" not in recorded(run)["versions"]
+    assert recorded(run)["versions"]["ray"] == "not installed as a package"
+    there["torch"] = "2.10.0"
+    session = again(run)
+    assert session.changed == {} and session.recompute == ()
+    assert recorded(run)["versions"]["torch"] == "2.10.0"
 
 
 def test_names_of_inputs_need_not_be_text(run: Path) -> None:

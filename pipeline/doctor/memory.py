@@ -58,12 +58,16 @@ def _balance(known: Footprint, options: Any, usable: int) -> str:
     """Weights against the bytes that an engine may use of each GPU; what is left has to hold one context."""
     size, context = options.tensor_parallel_size, options.max_model_len
     weight = known.weight_bytes_each(size)
-    left = usable - weight - ACTIVATION_BYTES if options.kv_cache_bytes is None else options.kv_cache_bytes
-    tokens = max(0, left) // known.token_bytes_each(size)
+    left = usable - weight - ACTIVATION_BYTES
+    asked = left if options.kv_cache_bytes is None else options.kv_cache_bytes
+    tokens = max(0, asked) // known.token_bytes_each(size)
     said = (
         f"of {usable / GIB:.1f} GiB for the engine on each of {size} GPUs weights take {weight / GIB:.1f} GiB and "
         f"activations about {ACTIVATION_BYTES / GIB:.0f} GiB; room to remember {tokens:,} tokens"
     )
+    if asked > left:
+        needed = f"kv_cache_bytes asks for {asked / GIB:.1f} GiB where {max(0, left) / GIB:.1f} GiB are left"
+        raise Lacking(f"{said}; {needed}; {_cure(known, options, usable)}")
     if weight < usable and tokens >= context:
         return f"{said}, {tokens // context} contexts of {context:,}"
     raise Lacking(f"{said}, less than one context of {context:,}; {_cure(known, options, usable)}")
@@ -71,10 +75,14 @@ def _balance(known: Footprint, options: Any, usable: int) -> str:
 
 def _cure(known: Footprint, options: Any, usable: int) -> str:
     """What to type."""
+    alone = options.tensor_parallel_size
+    room = usable - known.weight_bytes_each(alone) - ACTIVATION_BYTES
+    if options.kv_cache_bytes is not None and room >= options.max_model_len * known.token_bytes_each(alone):
+        return f"leave kv_cache_bytes out, or {OPTIONS}.kv_cache_bytes={room}"
     for size in (2, 4, 8, 16):
         tokens = options.max_model_len * known.token_bytes_each(size)
         needs = known.weight_bytes_each(size) + ACTIVATION_BYTES + tokens
-        if size > options.tensor_parallel_size and known.heads % size == 0 and needs <= usable:
+        if size > alone and known.heads % size == 0 and needs <= usable:
             return f"with so many GPUs {OPTIONS}.tensor_parallel_size={size}, else a smaller or a quantised model"
     return f"take a smaller or a quantised model, or a shorter context: {OPTIONS}.max_model_len"
 

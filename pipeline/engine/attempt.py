@@ -16,6 +16,10 @@ from pipeline.engine.task import Answer, MapTask, ModelClient, ModelHung, gave_u
 from pipeline.stage import Chunk, MapStage, ModelDied, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
 from pipeline.store.tables import ItemResult
 
+SUSPECTS = 8
+"""Items that a model may die on, each alone, before it has answered any: with more it is the model, not the items. Each
+costs a load, which may take many minutes."""
+
 
 @dataclass
 class Job:
@@ -47,6 +51,9 @@ class Attempts:
         self._model = model
         self._host = socket.gethostname()
         self._in_flight: deque[tuple[int, Answer]] = deque()
+        self._model_works = task.model_works
+        self._suspects = 0
+        """Items that the model died on, each alone, while it had answered none."""
 
     def run(self, row: Row) -> ItemResult:
         """A whole item of a one-step stage."""
@@ -76,18 +83,19 @@ class Attempts:
 
     def end(self, job: Job) -> ItemResult | None:
         """Second step: wait for the answers and finish; from the start again when that may help. Nothing for an item
-        that is left for a later pass, because the model died under it and others."""
+        that is left for a later pass, because the model died under it and others, or has answered none yet."""
         stage = self._stage
         assert isinstance(stage, TwoStepStage)
         while True:
             try:
                 inferred: list[Chunk] = [answer.result() for answer in job.answers]
+                self._model_works = True
                 return self._done(job, stage.finish(job.row, job.prepared, inferred))
             except Rejected as err:
                 if not self._again(job, err):
                     return self._rejected(job, err)
             except ModelDied as err:
-                if not self._task.last_pass:
+                if self._leaves(err):
                     return None
                 if job.attempts >= self._task.limits.attempts:
                     return self._blamed(job, err)
@@ -95,9 +103,20 @@ class Attempts:
             if rejected is not None:
                 return rejected
 
+    def _leaves(self, err: ModelDied) -> bool:
+        """Whether the item is left for a later pass. Raises StageFailed for a model that died on many, each alone, and
+        never worked."""
+        task = self._task
+        if not task.last_pass or self._model_works or not task.one_more_pass:
+            return not task.last_pass
+        self._suspects += 1
+        if self._suspects > SUSPECTS:
+            raise gave_up(self._stage.name, self._suspects, str(err))
+        return True
+
     def _blamed(self, job: Job, err: ModelDied) -> ItemResult:
         """The model had nothing but this item, each time it died. Raises StageFailed for a model that never worked."""
-        if not self._task.model_works:
+        if not self._model_works:
             raise gave_up(self._stage.name, job.attempts, str(err))
         detail = f"the model died each of {job.attempts} times that it had this item alone; the last time: {err}"
         job.attempts += self._task.earlier_passes

@@ -22,8 +22,8 @@ class EngineConfig:
     """Bytes of frames of one worker that may wait for a model at once; one item with more goes alone. With Ray, less
     where all workers' share of the shared memory is less."""
     infer_timeout_s: float = Field(default=3600.0, gt=0)
-    """Seconds a model may take to answer before it is ended and loaded again. The last resort for a model that hangs:
-    a call may wait for many others, and a model may be loading."""
+    """Seconds for which a model that is asked may answer nobody before it is ended and loaded again. The last resort
+    for a model that hangs: it may be loading. A call that waits for many others may wait longer."""
     decode_memory_mb: int = Field(default=MEMORY_MB, ge=64)
     """Memory the guarded decoder process may take beyond what it starts with, MiB."""
     deadline_base_s: float = Field(default=Deadline.base_s, gt=0)

@@ -10,7 +10,7 @@ import time
 
 import pyarrow as pa
 
-from pipeline.engine.task import Answer, MapTask, ModelHung, OnceAnswer, Patience, Progress, not_loaded_again
+from pipeline.engine.task import Answer, MapTask, ModelHung, OnceAnswer, Patience, Progress, Silence, not_loaded_again
 from pipeline.engine.worker import StageWorker
 from pipeline.stage import Chunk, Model, ModelDied, TwoStepStage, UserError
 
@@ -45,6 +45,7 @@ class LocalModel:
         self._stage = task.stage
         self._model: Model = self._stage.load_model()
         self._patience = Patience(task)
+        self.silence = Silence()
         self._timeout_s = task.limits.infer_timeout_s
         self._life = 0
         self._loop = asyncio.new_event_loop()
@@ -52,8 +53,12 @@ class LocalModel:
         self._thread.start()
 
     def submit(self, chunk: Chunk) -> Answer:
-        call = asyncio.run_coroutine_threadsafe(_infer(self._model, chunk), self._loop)
+        call = asyncio.run_coroutine_threadsafe(self._infer(self._model, chunk), self._loop)
         return _LocalAnswer(self, call, self._life, self._timeout_s)
+
+    async def _infer(self, model: Model, chunk: Chunk) -> Chunk:
+        with self.silence.call():
+            return await model.infer(chunk)
 
     def answered(self) -> None:
         self._patience.answered()
@@ -83,10 +88,6 @@ class LocalModel:
             self._model.close()
 
 
-async def _infer(model: Model, chunk: Chunk) -> Chunk:
-    return await model.infer(chunk)
-
-
 async def _cancel_others() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
@@ -107,17 +108,26 @@ class _LocalAnswer(OnceAnswer):
 
     def _wait(self) -> Chunk:
         try:
-            answer = self._call.result(max(0.0, self._late - time.monotonic()))
+            answer = self._in_time()
         except ModelDied as err:
             died = err
         except concurrent.futures.CancelledError:
             died = ModelDied("it died under another call")
-        except TimeoutError:
-            if self._call.done():  # the model's own words
-                raise
-            died = ModelHung(f"no answer within {self._timeout_s:g} s")
         else:
             self._model.answered()
             return answer
         self._model.died(self._life, str(died))
         raise died
+
+    def _in_time(self) -> Chunk:
+        """Wait as long as the model answers anybody. Raises ModelHung when it does not."""
+        left = self._late - time.monotonic()
+        while True:
+            try:
+                return self._call.result(max(0.0, left))
+            except TimeoutError:
+                if self._call.done():
+                    return self._call.result()  # it came just now, or these are the model's own words
+                left = self._timeout_s - self._model.silence.seconds()
+                if left <= 0:
+                    raise ModelHung(f"no answer within {self._timeout_s:g} s") from None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import itertools
+import math
 import os
 import time
 from typing import Any
@@ -17,7 +20,10 @@ from pipeline.engine.task import MODEL_DEATHS, MapTask, ModelHung, OnceAnswer, P
 from pipeline.stage import Chunk, ModelDied, Rejected, Retryable, UserError
 
 LISTEN_S = 30.0
-"""Seconds in which a model's process that does not answer must at least take note that it is to end."""
+"""Seconds in which a model's process that does not answer must at least say for how long, or take note that it is to
+end."""
+CANCELLED = (ray.exceptions.TaskCancelledError, asyncio.CancelledError, concurrent.futures.CancelledError)
+"""What a call ends with that a dying model cancelled."""
 RESTART_POLL_S = 0.5
 """Seconds between two looks whether Ray has made a dead model's process again."""
 
@@ -46,6 +52,16 @@ class _Replica:
             self._words = words
             self._back = self.actor.ready.remote()
             self._patience.died(words)
+
+    def silent_s(self) -> float:
+        """Seconds for which the actor has answered nobody, any worker's calls counted; endless when it does not even
+        listen."""
+        try:
+            return float(ray.get(self.actor.silent_s.remote(), timeout=LISTEN_S))
+        except ray.exceptions.GetTimeoutError:
+            return math.inf
+        except ray.exceptions.RayActorError:  # the calls to it learn it by themselves
+            return 0.0
 
     def end(self, words: str) -> None:
         """Let the actor end itself, or kill it where it does not even listen. Ray starts it again."""
@@ -118,13 +134,14 @@ class RayAnswer(OnceAnswer):
 
     def _wait(self) -> Chunk:
         try:
-            answer: Chunk | Said = ray.get(self._ref, timeout=max(0.0, self._late - time.monotonic()))
-        except ray.exceptions.GetTimeoutError:
-            raise self._hung() from None
+            answer = self._in_time()
         except ray.exceptions.RayActorError as err:
             raise self._dead(f"its process died: {_last_line(err)}") from err
-        except ray.exceptions.RayTaskError as err:  # a defect of the model, as it was raised there
-            raise err.cause from err
+        except (ray.exceptions.TaskCancelledError, ray.exceptions.RayTaskError) as err:
+            cause = getattr(err, "cause", err)
+            if isinstance(cause, CANCELLED):
+                raise self._dead("it died under another call") from err
+            raise cause from err  # a defect of the model, as it was raised there
         if not isinstance(answer, tuple):
             self._replica.answered()
             return answer
@@ -135,6 +152,18 @@ class RayAnswer(OnceAnswer):
             raise UserError(words)
         self._replica.answered()
         raise (Retryable if kind == "retryable" else Rejected)(reason, words)
+
+    def _in_time(self) -> Chunk | Said:
+        """Wait as long as the actor answers anybody. Raises ModelHung when it does not."""
+        left = self._late - time.monotonic()
+        while True:
+            try:
+                answer: Chunk | Said = ray.get(self._ref, timeout=max(0.0, left))
+                return answer
+            except ray.exceptions.GetTimeoutError:
+                left = self._timeout_s - self._replica.silent_s()
+                if left <= 0 and not self.done():
+                    raise self._hung() from None
 
     def _dead(self, words: str) -> ModelDied:
         self._replica.died(self._life, words)

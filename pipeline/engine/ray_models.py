@@ -18,13 +18,15 @@ import ray
 import ray.exceptions
 
 from pipeline.engine.ray_failure import NO_FAILURE, Failure, failure, raise_if
-from pipeline.engine.task import MapTask, StageFailed
+from pipeline.engine.task import MapTask, Silence, StageFailed
 from pipeline.stage import Chunk, Model, ModelDied, Rejected, Resources, Retryable, TwoStepStage, UserError
 
 LAST_WORDS_S = 0.5
 """Seconds for which a process lives on after its model died, so that the callers hear what it said."""
 CLOSE_S = 30.0
 """Seconds in which a model must end what it started; then its process is killed."""
+CALLS_AT_ONCE = 10_000
+"""Calls that a process takes in. More than all workers have open, or else it seems to hang: it is not heard."""
 DRIVERS_VARIABLES = ("HF_HUB_OFFLINE",)
 """Environment variables that the command decides for every model (--offline)."""
 SHARED_PREFIXES = ("HF_", "HUGGING_FACE_", "VLLM_", "OPENAI_")
@@ -45,6 +47,7 @@ class _ModelActor:
         self._model: Model | None = None
         self._loading: asyncio.Task[Failure] | None = None
         self._died = ""
+        self._silence = Silence()
 
     async def ready(self) -> Failure:
         """Wait until the model is loaded; why it cannot be, if so."""
@@ -59,9 +62,23 @@ class _ModelActor:
             self._model = self._stage.load_model()
         except Exception as err:
             return failure(err, f"stage {self._stage.name}: its model did not load")
+        self._silence.breaks()
         return NO_FAILURE
 
+    async def silent_s(self) -> float:
+        """Seconds for which it has answered nobody, though it was asked."""
+        return self._silence.seconds()
+
     async def infer(self, chunk: Chunk) -> Chunk | Said:
+        with self._silence.call():
+            try:
+                return await self._infer(chunk)
+            except (Exception, asyncio.CancelledError):
+                if not self._died:
+                    raise
+                return "died", "", self._died  # ending the model cancels what is open
+
+    async def _infer(self, chunk: Chunk) -> Chunk | Said:
         if self._died:
             return "died", "", self._died
         not_loaded = await self.ready()
@@ -111,7 +128,7 @@ def start_models(task: MapTask) -> list[Any]:
         num_gpus=resources.model_gpus,
         max_restarts=-1,
         max_task_retries=0,
-        max_concurrency=1000,
+        max_concurrency=CALLS_AT_ONCE,
     )
     environment = _environment(resources.model_environment)
     actors: list[Any] = [actor.remote(stage, *environment) for _ in range(resources.model_replicas)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +35,9 @@ class MapTask:
     """Passes before this one."""
     model_works: bool = True
     """Whether the stage has a row, so that a model that dies on an item alone does so because of the item."""
+    one_more_pass: bool = False
+    """Whether the stage had no row before its last pass. An item that the model dies on before it answered any is then
+    left for one more: only after the others it is known which of the two is to blame."""
 
     @property
     def tables_read(self) -> list[str]:
@@ -67,6 +72,33 @@ class StageFailed(RuntimeError):
 
 class ModelHung(ModelDied):
     """A model did not answer in time, and was ended for it."""
+
+
+class Silence:
+    """How long a model that is asked has answered nobody. Told by the thread that holds it; any may ask."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._since = 0.0
+
+    def breaks(self) -> None:
+        """It gave a sign of life."""
+        self._since = time.monotonic()
+
+    @contextlib.contextmanager
+    def call(self) -> Iterator[None]:
+        """While it works on a call."""
+        if self._open == 0:
+            self.breaks()
+        self._open += 1
+        try:
+            yield
+        finally:
+            self._open -= 1
+            self.breaks()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._since if self._open else 0.0
 
 
 class Patience:
@@ -106,8 +138,8 @@ class Answer(Protocol):
 
     def result(self) -> Chunk:
         """Wait for it. Raises what the model raised; ModelDied when the model went with the call open, ModelHung when
-        the call took longer than the limit; the same each time it is asked. The next call finds the model loaded
-        again."""
+        it has answered nobody for longer than the limit; the same each time it is asked. The next call finds the
+        model loaded again."""
         ...
 
 

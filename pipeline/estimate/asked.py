@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config import RunConfig
-from pipeline.media.budget import VideoBudget
+from pipeline.media.budget import FrameCount, VideoBudget
 from pipeline.models import registry
 from pipeline.models.prompts import load_prompt
 from pipeline.models.registry import Role
 from pipeline.models.spec import ModelSpec
+from pipeline.stages.generate import Generate
 from pipeline.stages.select import load_categories
 
 Precision = Literal["fp32", "16bit"]
@@ -30,7 +32,7 @@ class ModelUse:
     on_gpu: bool
     precision: Precision
     frames: int
-    """Frames of an item that it sees at once."""
+    """Frames of an item that it sees at once. A describer with a budget sees as many as `Asked.shown` says."""
     budget: VideoBudget | None
 
 
@@ -52,6 +54,8 @@ class Asked:
     video_text: ModelUse
     frame: ModelUse
     describer: ModelUse
+    shown: Callable[[float], tuple[FrameCount, dict[str, Any]]]
+    """Of a clip's length in seconds: how many frames the describer is shown, and how large (see `Generate.shown`)."""
     reads_prompts: bool
     prompt_words: dict[str, int]
     """Words of each turn's prompt."""
@@ -60,7 +64,7 @@ class Asked:
 def asked(config: RunConfig) -> Asked:
     """The figures of a config. Raises UserError for a model or a table of categories that is not known."""
     describer = registry.card("describer", config.models.describer)
-    video_text = _use("video_text_embedder", config.models.video_text)
+    video_text = _use("video_text_embedder", config.models.video_text, config.embed.frames)
     return Asked(
         categories=len(load_categories(config.select.categories)),
         quota=config.select.quota,
@@ -69,18 +73,20 @@ def asked(config: RunConfig) -> Asked:
         min_s=config.filter.min_s,
         max_s=config.filter.max_s,
         grid_interval_s=config.scan.grid_interval_s,
-        embed_frames=config.embed.frames or video_text.frames,
+        embed_frames=video_text.frames,
         has_clip_files=config.cut.mode != "virtual",
         copies_clips=config.export.embed_video_bytes,
         video_text=video_text,
         frame=_use("frame_embedder", config.models.frame),
-        describer=_use("describer", config.models.describer),
+        describer=_use("describer", config.models.describer, config.generate.frames),
+        shown=Generate(config.generate).shown,
         reads_prompts=describer.reads_prompts,
         prompt_words={name: len(load_prompt(name).text.split()) for name in ("caption", "qa")},
     )
 
 
-def _use(role: Role, spec: ModelSpec) -> ModelUse:
+def _use(role: Role, spec: ModelSpec, frames: int | None = None) -> ModelUse:
+    """`frames`: what the config sets in place of the model's own number."""
     card, options = registry.card(role, spec), registry.options(role, spec)
     endpoint = role == "describer" and hasattr(options, "base_url")
     return ModelUse(
@@ -90,6 +96,6 @@ def _use(role: Role, spec: ModelSpec) -> ModelUse:
         endpoint=endpoint,
         on_gpu=card.gpus > 0,
         precision="fp32" if getattr(options, "dtype", "") == "float32" else "16bit",
-        frames=card.frames,
+        frames=frames or card.frames,
         budget=card.budget,
     )

@@ -8,7 +8,7 @@ from pipeline.estimate.asked import Asked, ModelUse
 from pipeline.estimate.rates import Rates
 from pipeline.estimate.tokens import Tokens
 from pipeline.estimate.volume import Clips, Volume
-from pipeline.estimate.work import gflop_of_item, gflop_of_token
+from pipeline.estimate.work import gflop_of_item, gflop_of_token, picture_bytes
 
 HOUR_S = 3600.0
 
@@ -124,8 +124,9 @@ def disk_bytes(amounts: Amounts, want: Asked, rates: Rates) -> dict[str, float]:
     videos, chosen, clips = amounts.videos, amounts.selected, amounts.clips
     files = clips.bytes * rates("clip_bytes") if want.has_clip_files else 0.0
     tables = videos.count * rates("video_row_bytes") + chosen.frames * rates("frame_row_bytes")
+    known = None if rates.is_measured("picture_row_bytes") else picture_bytes(want.frame)
     return {
         "clips": files,
-        "tables": tables + amounts.pictures * rates("picture_row_bytes"),
+        "tables": tables + amounts.pictures * (known or rates("picture_row_bytes")),
         "texts and export": clips.count * rates("clip_row_bytes") + (files if want.copies_clips else 0.0),
     }

@@ -78,7 +78,7 @@ def _notes(headers: Headers, want: Asked, rates: Rates) -> Iterator[str]:
     if want.has_clip_files:
         yield "the export's clips are links; on an object store they are copies, as large as the clips once more"
     yield "loading of models, start of Ray, select and export are not counted; they take minutes, not hours"
-    if rates.find("cores") is not None:
+    if any(rate.measured and name.endswith("_core_s") for name, rate in rates.named.items()):
         yield "measured times are the clock's, on all cores that the run had: what else was at work makes them longer"
     yield from (f"not taken from the former run: {line}" for line in rates.not_taken)
 

@@ -13,7 +13,15 @@ from typing import Any
 
 from pipeline.config import RunConfig, differences
 from pipeline.estimate.asked import asked
-from pipeline.estimate.former_sql import CLIP_LENGTHS, MEASURED_ONLY, MEASUREMENTS, RATIO, VIDEO_LENGTHS, Measurement
+from pipeline.estimate.former_sql import (
+    CLIP_LENGTHS,
+    MEASURED_ONLY,
+    MEASUREMENTS,
+    RATIO,
+    TIMED_STAGES,
+    VIDEO_LENGTHS,
+    Measurement,
+)
 from pipeline.estimate.headers import BELIEVED_S
 from pipeline.estimate.rates import Rate, Rates
 from pipeline.estimate.tokens import LENGTHS
@@ -109,9 +117,15 @@ class Former:
         return next((self._unlike[stage] for stage in stages if stage in self._unlike), None)
 
     def _why_none(self, measurement: Measurement) -> str:
-        if "cores" in measurement.needs and self._numbers["cores"] is None:
-            return "the run did not note how many cores it had"
+        unknown = any(name.endswith("_cores") and self._numbers[name] is None for name in measurement.needs)
+        if unknown and self._ran(measurement.same):
+            return "the run did not note how many cores it had, or it went on with others"
         return "nothing to measure it on"
+
+    def _ran(self, stages: tuple[str, ...]) -> bool:
+        names = ", ".join(f"'{stage}'" for stage in stages)
+        [row] = self._query(f"SELECT count(*) AS n FROM metrics WHERE stage IN ({names})")
+        return bool(row["n"])
 
     def _measured(self, measurement: Measurement) -> Rate | None:
         if any(self._numbers[name] is None for name in measurement.needs):
@@ -153,7 +167,6 @@ def _unlike(session: Session, config: RunConfig) -> Iterator[tuple[str, str]]:
 def _numbers(session: Session, assumed: Rates) -> Mapping[str, float | None]:
     """What the queries need beside the views; None for what the run does not know."""
     want, config = asked(session.config), session.config
-    ran_on = session.record.get("ran_on") or {}
     gpus = {
         "embed_gpus": registry.card("video_text_embedder", config.models.video_text),
         "scan_gpus": registry.card("frame_embedder", config.models.frame),
@@ -161,7 +174,7 @@ def _numbers(session: Session, assumed: Rates) -> Mapping[str, float | None]:
     }
     return {
         **{name: card.gpus * card.replicas or None for name, card in gpus.items()},
-        "cores": ran_on.get("cores"),
+        **_cores(session.record.get("ran_on")),
         "reads_prompts": 1 if want.reads_prompts else None,
         "believed_s": BELIEVED_S,
         "min_s": want.min_s,
@@ -176,6 +189,25 @@ def _numbers(session: Session, assumed: Rates) -> Mapping[str, float | None]:
         + _bytes(session.files, "export", (".parquet", ".json"))
         + _bytes(session.files, "clips", (".json",)),
     }
+
+
+def _cores(ran_on: Any) -> dict[str, int | None]:
+    """Cores that each timed stage had, and all of those that are noted: None where it is not known, or not one number.
+
+    `ran_on`: as run.yaml has it.
+    """
+    ran_on = ran_on if isinstance(ran_on, dict) else {}
+    by_stage = {
+        stage: noted.get("cores") if isinstance(noted := ran_on.get(stage), dict) else None
+        for timed in TIMED_STAGES.values()
+        for stage in timed
+    }
+    found = {f"{name}_cores": _same([by_stage[stage] for stage in timed]) for name, timed in TIMED_STAGES.items()}
+    return {**found, "cores": _same([cores for stage, cores in by_stage.items() if stage in ran_on])}
+
+
+def _same(values: list[int | None]) -> int | None:
+    return values[0] if values and len(set(values)) == 1 else None
 
 
 def _bytes(files: Files, folder: str, endings: tuple[str, ...] = ("",)) -> float:

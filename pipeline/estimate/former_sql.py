@@ -84,11 +84,18 @@ SELECT sum({tokens}) FILTER (t.turn = '{turn}') AS y, 1 AS x FROM asked GROUP BY
 _KINDS = {"prompt": "t.prompt_tokens", "computed": "t.prompt_tokens - t.cached_tokens", "output": "t.output_tokens"}
 
 
-def _time(stage: str, items: str, of: str, stages: tuple[str, ...] = ()) -> Measurement:
-    """Core seconds: the time that a stage was at work, on all cores that the run had. `of` makes y and x of `spent`."""
-    used = stages or (stage,)
-    sql = f"{_busy(*used)}, {_CLIPS} {of}".replace("CORE_S", "busy_s * {cores}")
-    return Measurement(f"{stage}_core_s", items, used, sql, needs=("cores",))
+TIMED_STAGES: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("ingest", "embed", "scan", "cut", "generate", "clean")},
+    "shots": ("split", "dedup", "filter"),
+}
+"""Stages whose time is measured, by the name of their rate. `<name>_cores` are the cores that they had."""
+
+
+def _time(name: str, items: str, of: str) -> Measurement:
+    """Core seconds: the time that stages were at work, on all cores that they had. `of` makes y and x of `spent`."""
+    used, cores = TIMED_STAGES[name], f"{name}_cores"
+    sql = f"{_busy(*used)}, {_CLIPS} {of}".replace("CORE_S", f"busy_s * {{{cores}}}")
+    return Measurement(f"{name}_core_s", items, used, sql, needs=(cores,))
 
 
 def _tokens(turn: str, kind: str) -> Measurement:
@@ -167,7 +174,6 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         "shots",
         "videos",
         "SELECT CORE_S AS y, c.frames_decoded AS x FROM spent s JOIN scan c ON c.video_id = s.id",
-        ("split", "dedup", "filter"),
     ),
     _time(
         "cut",
@@ -180,8 +186,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         "scan_frames_per_core_s",
         "videos",
         ("scan",),
-        f"{_busy('scan')} SELECT coalesce(frames, 0) AS y, busy_s * {{cores}} AS x FROM spent",
-        needs=("cores",),
+        f"{_busy('scan')} SELECT coalesce(frames, 0) AS y, busy_s * {{scan_cores}} AS x FROM spent",
+        needs=("scan_cores",),
         expected=False,
     ),
     Measurement(

@@ -37,10 +37,9 @@ NO_TOKENS = Tokens(0.0, 0.0, 0.0, 0.0)
 
 def tokens_of_clip(videos: tuple[Video, ...], mean_s: float, want: Asked, rates: Rates) -> Tokens:
     """Both turns of a clip. A describer that reads no prompts has no tokens."""
-    budget = want.describer.budget
-    if not want.reads_prompts or budget is None or not videos:
+    if not want.reads_prompts or want.describer.budget is None or not videos:
         return NO_TOKENS
-    video = video_tokens(budget, clip_lengths(mean_s, want, rates), videos)
+    video = video_tokens(want, want.describer.budget, clip_lengths(mean_s, want, rates), videos)
     word = rates("tokens_per_word")
     caption_out = rates.find("caption_output_tokens") or rates("caption_words") * word
     pairs_out = rates.find("qa_output_tokens") or rates("pairs_words") * word
@@ -54,7 +53,7 @@ def tokens_of_clip(videos: tuple[Video, ...], mean_s: float, want: Asked, rates:
     return Tokens(video, caption + qa, caption_computed + qa_computed, caption_out + pairs_out)
 
 
-def video_tokens(budget: VideoBudget, lengths: tuple[float, ...], videos: tuple[Video, ...]) -> float:
+def video_tokens(want: Asked, budget: VideoBudget, lengths: tuple[float, ...], videos: tuple[Video, ...]) -> float:
     """Mean video tokens of clips of these lengths, cut from these videos; pixels are taken as square."""
     sizes: Counter[tuple[int, int]] = Counter()
     for video in videos:
@@ -62,9 +61,9 @@ def video_tokens(budget: VideoBudget, lengths: tuple[float, ...], videos: tuple[
     common = sizes.most_common(FRAME_SIZES)
     total = 0.0
     for length in lengths:
-        count = budget.frames(length).count
-        bounds = spec_from_json(budget.frame_spec(count))
-        shared = -(-count // budget.frame_multiple)
+        frames, spec = want.shown(length)
+        bounds = spec_from_json(spec)
+        shared = -(-frames.count // budget.frame_multiple)
         for (width, height), seconds in common:
             size = bounds if isinstance(bounds, FrameSpec) else bounds.resolve(width, height, Fraction(1))
             total += seconds * shared * size.width * size.height / budget.side_multiple**2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.estimate.asked import ModelUse
@@ -17,7 +18,7 @@ def gflop_of_item(use: ModelUse, rates: Rates) -> float | None:
         return 0.0
     if use.spec.family == "internvideo2":
         try:
-            return vision_gflop(size_of(use.spec).vision)
+            return vision_gflop(replace(size_of(use.spec).vision, frames=use.frames))
         except UserError:
             return None
     # OpenAI's own weights want another activation, which open_clip puts into the name and which costs the same.
@@ -25,6 +26,26 @@ def gflop_of_item(use: ModelUse, rates: Rates) -> float | None:
     if found is None:
         return None
     return found * use.frames if use.role == "video_text_embedder" else found
+
+
+_PICTURE_NUMBERS = {
+    "ViT-B-32": (512, 768),
+    "ViT-B-16": (512, 768),
+    "ViT-L-14": (768, 1024),
+    "ViT-L-14-336": (768, 1024),
+    "ViT-H-14": (1024, 1280),
+    "ViT-bigG-14": (1280, 1664),
+}
+"""Numbers of a picture's vector after the projection, and of the class token before it (variant cls): embed_dim and
+vision_cfg.width of open_clip's model_configs."""
+
+
+def picture_bytes(use: ModelUse) -> float | None:
+    """Of a picture's vector as scan stores it, in float32; None where the model's size is not known here."""
+    numbers = _PICTURE_NUMBERS.get(use.spec.name.removesuffix("-quickgelu"))
+    if use.spec.family != "open_clip" or numbers is None:
+        return None
+    return 4.0 * numbers[use.spec.variant == "cls"]
 
 
 def vision_gflop(size: VisionSize) -> float:

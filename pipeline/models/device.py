@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 DType = Literal["float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-"""`auto`: a GPU where this process sees one, else the CPU."""
+"""`auto`: a GPU where the option `gpus` reserves one and this process sees it, else the CPU."""
 
 
-def torch_device(device: Device) -> torch.device:
-    """The device to compute on. Raises UserError for a GPU that this process does not see."""
+def torch_device(device: Device, gpus: float) -> torch.device:
+    """The device to compute on. `gpus`: what the model reserves; a process that reserves none may see them all.
+    Raises UserError for a GPU that this process does not see."""
     import torch
 
     there = torch.cuda.is_available()
@@ -26,7 +27,7 @@ def torch_device(device: Device) -> torch.device:
             "device: cuda was asked for and this process sees no GPU; under Ray a model's process sees only the GPUs "
             "that its option `gpus` reserves. Set gpus: 1, or device: auto"
         )
-    return torch.device("cuda" if device != "cpu" and there else "cpu")
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and gpus > 0 and there) else "cpu")
 
 
 def torch_dtype(name: DType) -> torch.dtype:
@@ -45,3 +46,16 @@ def inference() -> Iterator[None]:
     steady = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), steady:
         yield
+
+
+@contextmanager
+def room_for(key: str, items: str) -> Iterator[None]:
+    """A call of the model `key` with so many items. Raises UserError when the GPU has no room for them."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as err:
+        raise UserError(
+            f"model {key}: no room on the GPU for {items} at once; lower its option max_batch, or take dtype: bfloat16"
+        ) from err

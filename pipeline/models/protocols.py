@@ -119,8 +119,6 @@ class ClipFrames:
     """Time of each frame, seconds from the clip's first frame, [T]."""
     duration_s: float
     """Length of the clip, seconds."""
-    frames_lowered_from: int | None = None
-    """Frames that the settings ask for, where the context has no room for so many; else None."""
 
 
 @dataclass(frozen=True)

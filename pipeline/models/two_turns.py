@@ -42,11 +42,13 @@ class Conversation(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TurnLimits:
-    """Tokens that an answer may have."""
+    """Tokens that an answer may have. The defaults are those of every describer, and our choice."""
 
-    caption_tokens: int
-    qa_tokens: int
-    retry_factor: int
+    caption_tokens: int = 1024
+    """The prompt asks for 150 to 300 words."""
+    qa_tokens: int = 1536
+    """Three pairs of up to six sentences, as JSON."""
+    retry_factor: int = 2
     """Times as many for a turn that is asked again."""
 
 
@@ -74,11 +76,16 @@ async def _caption(conversation: Conversation, limits: TurnLimits, replies: list
             break
     else:
         raise Rejected("truncated", f"the caption was cut off after {reply.turn.output_tokens} tokens, twice")
-    if not reply.text.strip():
+    return checked_caption(reply.text)
+
+
+def checked_caption(text: str) -> str:
+    """The caption as it came. Raises Rejected for one that is none."""
+    if not text.strip():
         raise Rejected("refused", "the caption is empty")
-    if is_refusal(reply.text):
-        raise Rejected("refused", f"the caption is a refusal: {_beginning(reply.text)}")
-    return reply.text
+    if is_refusal(text):
+        raise Rejected("refused", f"the caption is a refusal: {_beginning(text)}")
+    return text
 
 
 async def _pairs(conversation: Conversation, limits: TurnLimits, replies: list[Reply]) -> list[Pair]:
@@ -110,7 +117,7 @@ def parse_pairs(text: str) -> list[Pair]:
     """The pairs of an answer that is the JSON object of prompts/qa.md. Raises ValueError that says what is wrong."""
     try:
         answer: Any = json.loads(text)
-    except json.JSONDecodeError as err:
+    except (json.JSONDecodeError, RecursionError) as err:  # the latter: a model that writes [ without end
         raise ValueError(f"not JSON ({err})") from err
     pairs = answer.get("pairs") if isinstance(answer, dict) else None
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
@@ -136,6 +143,14 @@ _REFUSAL = re.compile(
 def is_refusal(text: str) -> bool:
     """Whether an answer begins as a refusal does."""
     return _REFUSAL.match(text.replace("\u2019", "'")) is not None
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """The text with every lone surrogate, which JSON may hold and UTF-8 may not, as a replacement character."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def _beginning(text: str) -> str:

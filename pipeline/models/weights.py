@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipeline.models.spec import ModelSpec
 from pipeline.stage import NO_ROOM, UserError
@@ -52,8 +53,8 @@ def folder(spec: ModelSpec, patterns: Sequence[str], optional: Sequence[str] = (
     """The local folder with the model's files, downloaded when they are not in the cache (never with HF_HUB_OFFLINE=1).
 
     Every one of `patterns` has a file there; those of `optional` are there if the model has them. `main_of` is for
-    families whose revisions stand for a repository and no commit: that repository, at its commit in COMMITS, else at
-    the one that was its main branch when this machine first asked. Raises UserError.
+    files of a repository whose commit the spec does not say: that repository, at its commit in COMMITS, else at the one
+    that was its main branch when this machine first asked. Raises UserError.
     """
     if spec.path is not None:
         lines = _lacking_in_path(spec, patterns)
@@ -76,8 +77,11 @@ def lacking_weights(
     except UserError as err:
         return [str(err)]
     lines = lacking_packages(["huggingface_hub"], "models")
-    if lines or _cached(wanted) is not None:
-        return lines
+    try:
+        if lines or _cached(wanted) is not None:
+            return lines
+    except UserError as err:
+        return [str(err)]
     return [ToDownload(f"model {spec.key}: {_not_here(wanted)}")]
 
 
@@ -91,6 +95,17 @@ def present(files: Sequence[str], patterns: Sequence[str]) -> tuple[list[str], l
     return taken, missing
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """A mapping from a JSON file among a model's files. Raises UserError for a damaged one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise UserError(f"{file} is damaged ({err}); copy it again, or download it again") from err
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged (a {type(found).__name__}, expected a mapping); copy it again")
+    return found
+
+
 def files_in(place: Path) -> list[str]:
     """Paths of all files below a folder, relative to it, sorted."""
     return sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
@@ -100,7 +115,10 @@ def _lacking_in_path(spec: ModelSpec, patterns: Sequence[str]) -> list[str]:
     place = Path(str(spec.path)).expanduser()
     if not place.is_dir():
         return [f"model {spec.key}: its path {str(place)!r} is not a folder; give the folder that holds the weights"]
-    missing = present(files_in(place), patterns)[1] or list(_missing_shards(place))
+    try:
+        missing = present(files_in(place), patterns)[1] or list(_missing_shards(place))
+    except UserError as err:
+        return [f"model {spec.key}: {err}"]
     if not missing:
         return []
     return [f"model {spec.key}: the folder {str(place)!r} has no {_listed(missing)}"]
@@ -111,9 +129,9 @@ def _listed(patterns: Sequence[str]) -> str:
 
 
 def _missing_shards(place: Path) -> Iterator[str]:
-    """Files that an index of sharded weights names and that are not beside it."""
+    """Files that an index of sharded weights names and that are not beside it. Raises UserError for a damaged index."""
     for index in sorted(place.glob("*.index.json")):
-        shards = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        shards = set(read_json(index).get("weight_map", {}).values())
         yield from sorted(shard for shard in shards if not (place / shard).is_file())
 
 
@@ -154,7 +172,7 @@ def _not_here(wanted: _Wanted) -> str:
 
 
 def _cached(wanted: _Wanted) -> Path | None:
-    """The hub's cached snapshot, if it is whole."""
+    """The hub's cached snapshot, if it is whole. Raises UserError for a damaged one."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.file_download import repo_folder_name

@@ -6,6 +6,7 @@ Nothing is decided here. `select` compares the vectors with the category sentenc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.models.batching import Batcher
-from pipeline.models.protocols import VideoTextEmbedder
+from pipeline.models.protocols import Card, VideoTextEmbedder
 from pipeline.models.registry import card, identity, load_video_text_embedder
 from pipeline.models.spec import ModelSpec
 from pipeline.records import Grain
@@ -40,9 +41,12 @@ class Embed(TwoStepStage):
     reads: ClassVar[tuple[str, ...]] = ("ingest.uri", "ingest.duration_s")
 
     def __init__(self, config: EmbedConfig) -> None:
-        """Raises UserError for a model that is not known."""
         self.config = config
-        self._card = card("video_text_embedder", config.model)
+
+    @cached_property
+    def _card(self) -> Card:
+        """Looked up on first use: who reads a finished run need not have the model. Raises UserError."""
+        return card("video_text_embedder", self.config.model)
 
     @property
     def resources(self) -> Resources:

@@ -7,9 +7,9 @@ reject. Whether a pair is any good is for `clean` to say, as often as anyone lik
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -18,10 +18,10 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.media.budget import FrameCount
 from pipeline.models.prompts import PAIRS_PER_CLIP, prompt_hashes
-from pipeline.models.protocols import ClipFrames, Describer, Frames, Turn
+from pipeline.models.protocols import Card, ClipFrames, Describer, Frames, Turn
 from pipeline.models.registry import card, identity, load_describer
 from pipeline.models.spec import ModelSpec
-from pipeline.models.two_turns import cut_off, is_refusal
+from pipeline.models.two_turns import checked_caption, cut_off, storable
 from pipeline.records import Grain, seconds
 from pipeline.stage import Chunk, Output, Rejected, Resources, Row, TwoStepStage, Workspace
 
@@ -56,10 +56,16 @@ class Generate(TwoStepStage):
     )
 
     def __init__(self, config: GenerateConfig) -> None:
-        """Raises UserError for a model that is not known."""
         self.config = config
-        self._card = card("describer", config.model)
-        self._prompts = prompt_hashes() if self._card.reads_prompts else None
+
+    @cached_property
+    def _card(self) -> Card:
+        """Looked up on first use: who reads a finished run need not have the model. Raises UserError."""
+        return card("describer", self.config.model)
+
+    @cached_property
+    def _prompts(self) -> dict[str, str] | None:
+        return prompt_hashes() if self._card.reads_prompts else None
 
     @property
     def resources(self) -> Resources:
@@ -102,7 +108,7 @@ class Generate(TwoStepStage):
         said = answer.info
         _check_turns(said["turns"])
         columns = {
-            "caption": _checked_caption(said["caption"]),
+            "caption": storable(checked_caption(said["caption"])).strip(),
             "raw_pairs": _checked_pairs(said["pairs"]),
             "describer": self.config.model.key,
             "turns": said["turns"],
@@ -159,7 +165,6 @@ class GenerateModel:
             frames=chunk.arrays["frames"],
             times_s=chunk.arrays["times_s"],
             duration_s=chunk.info["duration_s"],
-            frames_lowered_from=chunk.info["frames_lowered_from"],
         )
         return Chunk(arrays={}, info=asdict(await self._describer.describe(clip)))
 
@@ -184,9 +189,6 @@ def _where(row: Row, work: Workspace) -> tuple[dict[str, Any], float | None, flo
     return {"uri": row["uri"], "window": window}, row["duration_s"], float(seconds(row["start_pts"], num, den))
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def _check_turns(turns: list[dict[str, Any]]) -> None:
     """Each turn's last answer is whole; an answer that was asked for again does not count. Raises Rejected."""
     for said in {turn["turn"]: turn for turn in turns}.values():
@@ -194,23 +196,10 @@ def _check_turns(turns: list[dict[str, Any]]) -> None:
             raise Rejected("truncated", f"the {said['turn']} turn was cut off after {said['output_tokens']} tokens")
 
 
-def _checked_caption(caption: str) -> str:
-    if not caption.strip():
-        raise Rejected("refused", "the caption is empty")
-    if is_refusal(caption):
-        raise Rejected("refused", f"the caption is a refusal: {caption.strip()[:200]!r}")
-    return _storable(caption.strip())
-
-
 def _checked_pairs(pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
     if len(pairs) != PAIRS_PER_CLIP:
         raise Rejected("bad_output", f"{len(pairs)} instruction-answer pairs, expected {PAIRS_PER_CLIP}")
     return [
-        {"index": index, **{name: _storable(pair[name]).strip() for name in ("instruction", "answer")}}
+        {"index": index, **{name: storable(pair[name]).strip() for name in ("instruction", "answer")}}
         for index, pair in enumerate(pairs)
     ]
-
-
-def _storable(text: str) -> str:
-    """The text with every lone surrogate, which JSON may hold and UTF-8 may not, as a replacement character."""
-    return _SURROGATE.sub("\ufffd", text)

@@ -7,6 +7,7 @@ decoding again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.media.score import ScoreMode
 from pipeline.models.batching import Batcher
-from pipeline.models.protocols import FrameEmbedder
+from pipeline.models.protocols import Card, FrameEmbedder
 from pipeline.models.registry import card, identity, load_frame_embedder
 from pipeline.models.spec import ModelSpec
 from pipeline.records import Grain
@@ -51,9 +52,12 @@ class Scan(TwoStepStage):
     reads: ClassVar[tuple[str, ...]] = ("ingest.uri", "ingest.duration_s")
 
     def __init__(self, config: ScanConfig) -> None:
-        """Raises UserError for a model that is not known."""
         self.config = config
-        self._card = card("frame_embedder", config.model)
+
+    @cached_property
+    def _card(self) -> Card:
+        """Looked up on first use: who reads a finished run need not have the model. Raises UserError."""
+        return card("frame_embedder", self.config.model)
 
     @property
     def resources(self) -> Resources:

@@ -136,10 +136,10 @@ def _rankings(scores_NC: Scores) -> list[list[int]]:
 
 def _on_cpu(model: ModelSpec) -> ModelSpec:
     """The model for a few sentences: this stage runs in the command's own process, which has no GPU reserved and would
-    keep memory of one until it ends."""
-    if not hasattr(options("video_text_embedder", model), "device"):
-        return model
-    return replace(model, options={**model.options, "device": "cpu"})
+    keep memory of one until it ends. It sees no picture, and a model tries one batch of them when it is loaded."""
+    known = options("video_text_embedder", model)
+    own = {name: value for name, value in (("device", "cpu"), ("max_batch", 1)) if hasattr(known, name)}
+    return replace(model, options={**model.options, **own})
 
 
 def load_categories(name: str) -> list[str]:

@@ -56,7 +56,7 @@ class PartWriter:
         """
         return self.commit_tables(
             to_arrow([row for result in results for row in result.rows], schema(self.table), self.table),
-            to_arrow([reject for result in results for reject in result.rejects], _REJECTS, "rejects"),
+            to_arrow([_storable(reject) for result in results for reject in result.rejects], _REJECTS, "rejects"),
             to_arrow([result.metrics for result in results if result.metrics is not None], _METRICS, "metrics"),
             label,
         )
@@ -74,6 +74,11 @@ class PartWriter:
             self.files.put(f"metrics/{self.table}/{name}", to_parquet(metrics, stamp))
         self.files.put(f"tables/{self.table}/{name}", rows_body)
         return name
+
+
+def _storable(reject: Row) -> Row:
+    """The reject with lone surrogates in its detail, which may be anybody's words, written out."""
+    return {**reject, "detail": reject["detail"].encode("utf-8", "backslashreplace").decode()}
 
 
 def to_arrow(rows: Sequence[Row], schema: pa.Schema, what: str) -> pa.Table:

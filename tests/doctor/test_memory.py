@@ -85,7 +85,18 @@ def test_the_engines_share_of_the_memory_counts(driver: Driver) -> None:
 def test_a_cache_whose_size_is_said_counts_as_said(driver: Driver) -> None:
     driver(gpus(4))
     assert "remember 131,072 tokens, 4 contexts" in fit(spec(tensor_parallel_size=4, kv_cache_bytes=10 << 30))
-    assert "13,107 tokens" in lack(spec(tensor_parallel_size=4, kv_cache_bytes=1 << 30))
+    said = lack(spec(tensor_parallel_size=4, kv_cache_bytes=1 << 30))
+    assert "13,107 tokens" in said and "leave kv_cache_bytes out, or --set models.describer.options.kv_cache" in said
+
+
+def test_a_cache_larger_than_what_the_weights_leave_is_told(driver: Driver) -> None:
+    driver(gpus(1, mib=24 << 10))
+    room = int((24 << 30) * 0.92) - 4_417_971_200 - (4 << 30)
+    said = lack(spec(SMALL, kv_cache_bytes=100 << 30))
+    assert "kv_cache_bytes asks for 100.0 GiB where 14.0 GiB are left" in said
+    assert said.endswith(f"leave kv_cache_bytes out, or --set models.describer.options.kv_cache_bytes={room}")
+    assert fit(spec(SMALL, kv_cache_bytes=room))
+    assert "asks for" in lack(spec(SMALL, kv_cache_bytes=room + 1))
 
 
 def test_the_smallest_gpu_of_the_group_decides(driver: Driver) -> None:

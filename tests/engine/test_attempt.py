@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from pipeline.engine.attempt import Attempts, Job
+from pipeline.engine.attempt import SUSPECTS, Attempts, Job
 from pipeline.engine.limits import EngineConfig
 from pipeline.engine.task import Answer, MapTask, ModelHung, StageFailed
 from pipeline.stage import Chunk, MapStage, ModelDied, Output, Rejected, Retryable, Row, TwoStepStage, Workspace
@@ -336,6 +336,38 @@ def test_alone_an_item_gets_another_chance(tmp_path: Path) -> None:
     item = job(1)
     assert tried.begin(item) is None
     assert list(end(tried, item).rows[0]["embedding"]) == [1, 1, 101, 101]
+
+
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_only_a_model_that_answered_leaves_the_blame_to_an_item(tmp_path: Path, answered_before: bool) -> None:
+    """Until then the item is left for one more pass."""
+    desk = LazyDesk()
+    tried = attempts(TinyEmbed(), tmp_path, desk, LAST | {"model_works": False, "one_more_pass": True}, attempts=1)
+    if answered_before:
+        sound = job(1)
+        assert tried.begin(sound) is None
+        assert len(end(tried, sound).rows) == 1
+    desk.failing = {2: ModelDied("gone")}
+    item = job(2)
+    assert tried.begin(item) is None
+    if answered_before:
+        assert [reject["reason"] for reject in end(tried, item).rejects] == ["engine_error"]
+    else:
+        assert tried.end(item) is None
+
+
+def test_not_all_items_are_tried_on_a_model_that_never_worked(tmp_path: Path) -> None:
+    class Dying(LazyDesk):
+        def answer(self, chunk: Chunk) -> Chunk | Exception:
+            return ModelDied("no such kernel")
+
+    tried = attempts(TinyEmbed(), tmp_path, Dying(), LAST | {"model_works": False, "one_more_pass": True})
+    items = [job(level) for level in range(SUSPECTS + 1)]
+    for item in items:
+        assert tried.begin(item) is None
+    assert [tried.end(item) for item in items[:-1]] == [None] * SUSPECTS
+    with pytest.raises(StageFailed, match=r"embed: its model died 9 times without one answer; .*no such kernel"):
+        tried.end(items[-1])
 
 
 def test_a_model_that_never_worked_is_nobodys_fault(tmp_path: Path) -> None:

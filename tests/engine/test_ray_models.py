@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from pipeline.engine import ray_models
 from pipeline.engine.limits import EngineConfig
 from pipeline.engine.ray_data import RayEngine, _share
-from pipeline.engine.ray_models import check_room
+from pipeline.engine.ray_models import _ModelActor, check_room
 from pipeline.stage import Chunk, Resources, Row, UserError, Workspace
 from tests.store.rows import live_rejects, live_rows
 from tests.tiny import Kept, Levels, TinyEmbed, TinyIngest, sources, tiny_runner, tiny_session
@@ -60,6 +61,50 @@ def test_a_model_that_leaves_no_core_for_its_workers_is_told(monkeypatch: pytest
     cluster(monkeypatch, (2, 0))
     with pytest.raises(UserError, match=r"Of Ray's 2 CPUs that leaves 0, and the workers that feed it need 0\.5 each"):
         check_room("scan", Resources(model_cpus=1, model_replicas=2))
+
+
+class Waiting(Levels):
+    """A model that answers nobody and cancels its open calls when it is closed."""
+
+    async def infer(self, chunk: Chunk) -> Chunk:
+        self._loop, self._waits = asyncio.get_running_loop(), asyncio.Event()
+        self._open = asyncio.create_task(self._waits.wait())
+        await self._open
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._open.cancel)
+
+
+def test_a_call_that_is_cancelled_when_the_model_ends_hears_what_it_died_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> object:
+        actor = _ModelActor(TinyEmbed(load_with=Waiting), {}, {})
+        call = asyncio.create_task(actor.infer(Chunk({})))
+        while not hasattr(actor._model, "_open"):
+            await asyncio.sleep(0.01)
+        await actor.end("no answer within 1 s")
+        return await call
+
+    def close_only(actor: _ModelActor) -> None:
+        assert actor._model is not None
+        actor._model.close()
+
+    monkeypatch.setattr(_ModelActor, "_exit", close_only)
+    assert asyncio.run(scene()) == ("died", "", "no answer within 1 s")
+
+
+def test_a_models_process_says_for_how_long_it_has_been_silent() -> None:
+    async def scene() -> tuple[float, float]:
+        actor = _ModelActor(TinyEmbed(load_with=Waiting), {}, {})
+        before = await actor.silent_s()
+        call = asyncio.create_task(actor.infer(Chunk({})))
+        await asyncio.sleep(0.3)
+        silent = await actor.silent_s()
+        call.cancel()
+        return before, silent
+
+    before, silent = asyncio.run(scene())
+    assert before == 0.0 and 0.0 < silent < 60
 
 
 @pytest.fixture(scope="module")

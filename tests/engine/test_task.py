@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from pipeline.engine.limits import EngineConfig
-from pipeline.engine.task import MODEL_DEATHS, MapTask, OnceAnswer, Patience, StageFailed
+from pipeline.engine.task import MODEL_DEATHS, MapTask, OnceAnswer, Patience, Silence, StageFailed
 from pipeline.stage import Chunk
 from pipeline.store.files import Files, LocalFiles
 from pipeline.store.tables import PartWriter
@@ -80,3 +81,21 @@ def test_items_that_kill_one_by_one_do_not_end_the_stage() -> None:
     tired = patience(last_pass=True)
     for _ in range(5 * MODEL_DEATHS):
         tired.died("x")
+
+
+def test_silence_lasts_from_the_last_answer_to_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("pipeline.engine.task.time", SimpleNamespace(monotonic=lambda: clock.now))
+    silence = Silence()
+    assert silence.seconds() == 0.0, "nobody has asked"
+    with silence.call():
+        clock.now += 5
+        with silence.call():
+            clock.now += 2
+            assert silence.seconds() == 7.0, "a further call is no answer"
+        clock.now += 1
+        assert silence.seconds() == 1.0
+    clock.now += 50
+    assert silence.seconds() == 0.0, "nobody waits"
+    with silence.call():
+        assert silence.seconds() == 0.0

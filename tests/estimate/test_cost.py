@@ -12,7 +12,7 @@ from pipeline.estimate.cost import Amounts, core_hours, decoded, disk_bytes, gpu
 from pipeline.estimate.rates import Rate
 from pipeline.estimate.tokens import Tokens
 from pipeline.estimate.volume import Clips, Volume
-from pipeline.estimate.work import gflop_of_item, gflop_of_token
+from pipeline.estimate.work import gflop_of_item, gflop_of_token, picture_bytes
 from tests.estimate.inputs import rates, want
 
 AMOUNTS = Amounts(
@@ -130,6 +130,23 @@ def test_openais_own_weights_cost_what_the_others_of_their_size_do() -> None:
     assert gflop_of_item(quick, rates()) == 381.92
     video = replace(PAPER.video_text, spec=quick.spec, frames=8)
     assert gflop_of_item(video, rates()) == 8 * 381.92, "a mean over frames looks at each"
+
+
+def test_frames_that_a_config_sets_are_those_that_the_model_sees() -> None:
+    twice = want("hicom248k", "embed.frames=8")
+    assert (PAPER.embed_frames, twice.embed_frames) == (4, 8)
+    more = (gflop_of_item(twice.video_text, rates()) or 0) / (gflop_of_item(PAPER.video_text, rates()) or 1)
+    assert 2 < more < 2.5, "weights see twice the tokens, attention more"
+    assert gflop_of_item(want("small", "embed.frames=8").video_text, rates()) == pytest.approx(8 * 8.82)
+
+
+def test_vectors_of_pictures_are_as_long_as_the_model_makes_them() -> None:
+    assert (picture_bytes(PAPER.frame), picture_bytes(DEMO.frame)) == (4 * 1024, None)
+    assert picture_bytes(want("small").frame) == 4 * 512
+    none = rates(video_row_bytes=0, frame_row_bytes=0, picture_row_bytes=2000)
+    assert disk_bytes(AMOUNTS, PAPER, none)["tables"] == 1000 * 4096
+    own = none.having([measured("picture_row_bytes", 2500)])
+    assert disk_bytes(AMOUNTS, PAPER, own)["tables"] == 1000 * 2500, "a former run knows best"
 
 
 def test_bytes_by_kind() -> None:

@@ -14,6 +14,7 @@ from pipeline.estimate.figures import reckon
 from pipeline.estimate.former import measure
 from pipeline.estimate.headers import read_headers
 from pipeline.estimate.rates import Rates, assumed_rates
+from pipeline.plan import PLAN
 from pipeline.query import open_query
 from pipeline.session import read_session
 from pipeline.stage import UserError
@@ -134,14 +135,28 @@ def test_a_run_whose_machine_is_not_known_measures_no_time(run: Path, tmp_path: 
     """On a cluster, or made before runs noted it."""
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     record = yaml.safe_load((copy / "run.yaml").read_text())
-    assert record["ran_on"] == {"engine": "local", "cores": 1}
-    del record["ran_on"]
+    assert record.pop("ran_on") == {stage.name: {"engine": "local", "cores": 1} for stage in PLAN}
     (copy / "run.yaml").write_text(yaml.safe_dump(record))
     rates = measured(copy)
     assert not [name for name in names(rates) if name.endswith("_s") and name != "clip_s"]
     assert "cores" not in names(rates) and "clips_share" in names(rates)
     [unknown] = rates.not_taken
-    assert "scan_core_s" in unknown and unknown.endswith(": the run did not note how many cores it had")
+    assert "scan_core_s" in unknown and unknown.endswith(
+        ": the run did not note how many cores it had, or it went on with others"
+    )
+
+
+def test_time_is_read_with_the_cores_of_its_own_stage(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    record = yaml.safe_load((copy / "run.yaml").read_text())
+    record["ran_on"]["scan"] = {"engine": "ray", "cores": 96}
+    record["ran_on"]["dedup"] = {"engine": "ray", "cores": 2}
+    (copy / "run.yaml").write_text(yaml.safe_dump(record))
+    before, after = measured(run), measured(copy)
+    assert after("scan_core_s") == pytest.approx(96 * before("scan_core_s"))
+    assert after("cut_core_s") == pytest.approx(before("cut_core_s"))
+    assert "shots_core_s" not in names(after), "its stages had different ones"
+    assert "cores" not in names(after), "there is no one machine whose hours could be told"
 
 
 def test_what_is_no_run_folder_is_the_users_mistake(tmp_path: Path) -> None:

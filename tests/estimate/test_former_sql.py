@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from pipeline.estimate.former_sql import MEASUREMENTS, RATIO
+from pipeline.estimate.former_sql import MEASUREMENTS, RATIO, TIMED_STAGES
 from pipeline.query import run_query
 from pipeline.records import METRICS, REJECTS, TABLES, to_schema
 
@@ -23,7 +23,7 @@ NUMBERS: dict[str, Any] = {
     "video_table_bytes": 3000,
     "scan_table_bytes": 60_000,
     "clip_table_bytes": 8000,
-    "cores": 4,
+    **{f"{name}_cores": 4 for name in TIMED_STAGES},
     "embed_gpus": 1,
     "scan_gpus": 1,
     "generate_gpus": 8,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from pipeline.estimate.tokens import LENGTHS, NO_TOKENS, clip_lengths, even_lengths, tokens_of_clip, video_tokens
 from pipeline.estimate.volume import Video
-from pipeline.media.budget import VideoBudget
+from pipeline.media.budget import FrameCount, VideoBudget
 from tests.estimate.inputs import rates, want
 
 WIDE = Video(100.0, 30.0, 560, 280, 1)
@@ -16,15 +17,31 @@ WIDE = Video(100.0, 30.0, 560, 280, 1)
 BUDGET = VideoBudget(max_pixels=560 * 280)
 
 
+def in_budget(budget: VideoBudget, lengths: tuple[float, ...], videos: tuple[Video, ...]) -> float:
+    """Video tokens where the budget says how many frames there are."""
+
+    def shown(clip_s: float) -> tuple[FrameCount, dict[str, Any]]:
+        return budget.frames(clip_s), budget.frame_spec(budget.frames(clip_s).count)
+
+    return video_tokens(replace(want("demo"), shown=shown), budget, lengths, videos)
+
+
 def test_video_tokens_are_those_of_the_frames_that_the_budget_allows() -> None:
-    assert video_tokens(BUDGET, (10.0,), (WIDE,)) == 10 * 200, "20 frames, two share their tokens"
-    assert video_tokens(BUDGET, (10.0, 20.0), (WIDE,)) == 15 * 200
-    assert video_tokens(replace(BUDGET, fps=1.0), (10.0,), (WIDE,)) == 5 * 200
+    assert in_budget(BUDGET, (10.0,), (WIDE,)) == 10 * 200, "20 frames, two share their tokens"
+    assert in_budget(BUDGET, (10.0, 20.0), (WIDE,)) == 15 * 200
+    assert in_budget(replace(BUDGET, fps=1.0), (10.0,), (WIDE,)) == 5 * 200
 
 
 def test_pictures_count_by_the_length_of_their_videos() -> None:
     square = Video(300.0, 30.0, 280, 280, 1)  # 100 tokens, below the fewest of 128: enlarged to 12 x 12
-    assert video_tokens(BUDGET, (10.0,), (WIDE, square)) == 10 * (200 + 3 * 144) / 4
+    assert in_budget(BUDGET, (10.0,), (WIDE, square)) == 10 * (200 + 3 * 144) / 4
+
+
+def test_frames_that_generate_is_told_to_take_overrule_the_budget() -> None:
+    usual = tokens_of_clip((WIDE,), 20.0, want("hicom248k"), rates())
+    told = tokens_of_clip((WIDE,), 20.0, want("hicom248k", "generate.frames=8"), rates())
+    assert told.video == 4 * 200, "8 frames, two share their tokens"
+    assert told.video < usual.video and told.prompt < usual.prompt
 
 
 @pytest.mark.parametrize("mean", [5.0, 6.0, 25.67, 62.5, 100.0, 120.0])

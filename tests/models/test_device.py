@@ -13,11 +13,20 @@ from pipeline.stage import UserError
 pytestmark = pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra models")
 
 
-def test_auto_takes_a_gpu_where_there_is_one() -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_takes_a_gpu_that_is_there_and_reserved(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     import torch
 
-    assert torch_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert torch_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert torch_device("auto", gpus=0.25).type == ("cuda" if there else "cpu")
+    assert torch_device("auto", gpus=0).type == torch_device("cpu", gpus=1).type == "cpu"
+
+
+def test_a_gpu_can_be_asked_for_without_reserving_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert torch_device("cuda", gpus=0).type == "cuda"
 
 
 def test_a_gpu_that_is_not_there_is_the_users_business(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +34,7 @@ def test_a_gpu_that_is_not_there_is_the_users_business(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"this process sees no GPU; .* Set gpus: 1, or device: auto"):
-        torch_device("cuda")
+        torch_device("cuda", gpus=1)
 
 
 @pytest.mark.parametrize("name", get_args(DType))

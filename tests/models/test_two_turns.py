@@ -126,6 +126,11 @@ def test_what_is_wrong_with_an_answer(answer: Any, wrong: str) -> None:
         parse_pairs(json.dumps(answer))
 
 
+@pytest.mark.parametrize("text", ["[" * 5000, '{"pairs":' * 5000])
+def test_an_answer_without_end_is_bad_output(text: str) -> None:
+    assert "not JSON" in rejected((text, "stop"), (text, "stop")).detail
+
+
 @pytest.mark.parametrize("text", ["I\u2019m sorry, no.", "As an AI model", "I am unable to see it", '"I cannot say."'])
 def test_how_refusals_begin(text: str) -> None:
     assert is_refusal(text)

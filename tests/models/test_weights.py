@@ -79,6 +79,17 @@ def test_a_shard_that_the_index_names_and_is_not_there_is_missing(tmp_path: Path
         weights.folder(_spec(place), PATTERNS)
 
 
+@pytest.mark.parametrize("text", ['{"weight_map": {"a": "mod', "[]", "\x00"])
+def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
+    place = _folder(tmp_path, "config.json", "model-1.safetensors")
+    (place / "model.safetensors.index.json").write_text(text)
+    (line,) = weights.lacking_weights(_spec(place), PATTERNS)
+    assert line.startswith(f"model {_spec(place).key}: {place}/model.safetensors.index.json is damaged (")
+    assert "copy it again" in line
+    with pytest.raises(UserError, match="copy it again"):
+        weights.folder(_spec(place), PATTERNS)
+
+
 @pytest.mark.parametrize("revision", ["", "main", "v1.0", COMMIT[:12]])
 def test_only_a_commit_pins_a_hub_model(revision: str) -> None:
     with pytest.raises(UserError, match=r"its revision must be a commit of huggingface.co/acme/open, 40 hex digits"):
@@ -204,6 +215,16 @@ def test_an_interrupted_download_is_not_taken_for_whole(loopback: tuple[Ask, lis
         tmp_path / "hf/hub/models--acme--open/snapshots" / COMMIT / "tokenizer.json"
     ).unlink()  # optional, and the hub has it
     assert "are not all on this machine" in ask(HF_HUB_OFFLINE="1")
+
+
+@needs_hub
+def test_a_damaged_index_in_the_cache_is_named(loopback: tuple[Ask, list[str]], tmp_path: Path) -> None:
+    ask, _ = loopback
+    ask()
+    index = tmp_path / "hf/hub/models--acme--open/snapshots" / COMMIT / "model.safetensors.index.json"
+    index.write_text("{")
+    for answer in (ask(look="lacking"), ask()):
+        assert f"{index} is damaged (" in answer and "download it again" in answer
 
 
 @needs_hub

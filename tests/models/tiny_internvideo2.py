@@ -61,7 +61,7 @@ SENTENCES = [
 """One word to 39 word pieces, the most there may be; punctuation, accents, words that are not in the vocabulary."""
 
 
-NAMES = Path(__file__).parent / "golden" / "internvideo2_names.json"
+NAMES = Path(__file__).parent / "internvideo2" / "golden" / "internvideo2_names.json"
 """Names and shapes of checkpoints as the authors' code builds them (internvideo2/golden/original.py): tiny, 1B, 6B."""
 
 _TIED = {

@@ -178,7 +178,7 @@ def test_the_models_card_and_its_own_settings_count(monkeypatch: pytest.MonkeyPa
 
 def test_an_unknown_model_is_refused_before_any_video() -> None:
     with pytest.raises(UserError, match="unknown family"):
-        Scan(ScanConfig(model=ModelSpec(family="nosuch", name="x")))
+        assert Scan(ScanConfig(model=ModelSpec(family="nosuch", name="x"))).resources
 
 
 @pytest.mark.parametrize(

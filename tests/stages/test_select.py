@@ -296,6 +296,7 @@ class FakeOptions:
 
     layers: int = 2
     device: str = field(default="auto", metadata={"place": True})
+    max_batch: int = field(default=64, metadata={"place": True})
 
 
 def test_a_models_own_settings_decide_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +309,7 @@ def test_a_models_own_settings_decide_the_hash(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(own.values())) == 2 and own[()] == own[("device", "cuda"),]
 
 
-def test_the_sentences_need_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sentences_need_no_gpu_and_no_batch_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's own process reserves none."""
     with_options = Family("none:card", "none:load", f"{__name__}:FakeOptions")
     monkeypatch.setitem(registry.MODELS["video_text_embedder"], "fake", with_options)
@@ -322,7 +323,7 @@ def test_the_sentences_need_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = replace(SPEC, options={"layers": 3, "device": "cuda"})
     config = SelectConfig(model=model, categories=table(tmp_path, 2))
     Select(config).run(cast(Any, Rows([])), cast(Writer, Memory()))
-    assert loaded == [{"layers": 3, "device": "cpu"}]
+    assert loaded == [{"layers": 3, "device": "cpu", "max_batch": 1}]
 
 
 @pytest.mark.parametrize(

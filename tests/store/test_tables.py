@@ -135,6 +135,13 @@ def test_a_part_is_three_files_of_one_name(local: Files) -> None:
     assert metadata[b"hicom.fingerprint"] == b"f0ingest" and name.startswith("f0ingest-00000001-")
 
 
+def test_any_words_of_a_reject_can_be_stored(local: Files) -> None:
+    lone = ItemResult("a", rejects=[reject("a", "missing", detail="gone: b\udcff \ud83d")])
+    name = commit(local, INGEST, [lone])
+    with local.open(f"rejects/ingest/{name}") as handle:
+        assert pq.read_table(handle)["detail"].to_pylist() == ["gone: b\\udcff \\ud83d"]
+
+
 def test_rows_are_put_last(local: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     put = local.put

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.media.frames import FrameSpec
 from pipeline.models import registry, weights
-from pipeline.models.device import Device, DType, torch_device, torch_dtype
+from pipeline.models.device import Device, DType, room_for, torch_device, torch_dtype
 from pipeline.models.internvideo2.sizes import Size, size_of
 from pipeline.models.protocols import Card, Frames, Vectors
 from pipeline.models.spec import ModelSpec
@@ -57,7 +57,7 @@ class Options:
     text_path: str | None = field(default=None, metadata={"place": True})
     """A local folder with its vocab.txt; None: the model's own `path` where that has one, else the hub."""
     device: Device = field(default="auto", metadata={"place": True})
-    """Where to compute."""
+    """Where to compute. auto: on the CPU where `gpus` is 0."""
     max_batch: Annotated[int, Field(ge=1)] | None = field(default=None, metadata={"place": True})
     """Videos in a call; every call is filled up to this many, so that a video's vector does not depend on how many
     were waiting. None: 16 on a GPU (our choice: 16,400 tokens), 1 on a CPU, which the 1,025 tokens of one video keep
@@ -95,7 +95,7 @@ def load(spec: ModelSpec) -> InternVideo2Embedder:
     card(spec)
     options, size = _options(spec), size_of(spec)
     weights.require(*_PACKAGES, extra=_EXTRA)
-    device = torch_device(options.device)
+    device = torch_device(options.device, options.gpus)
     vocabulary = _vocabulary(spec, options)
     checkpoint = _checkpoint(weights.folder(spec, [size.file]), size)
 
@@ -105,7 +105,11 @@ def load(spec: ModelSpec) -> InternVideo2Embedder:
     tokenizer = Tokenizer(vocabulary, size.text)
     model = load_model(size, checkpoint, torch_dtype(options.dtype)).to(device)
     usual = _GPU_BATCH if device.type == "cuda" else _CPU_BATCH
-    return InternVideo2Embedder(spec.key, model, tokenizer, options.max_batch or usual)
+    embedder = InternVideo2Embedder(spec.key, model, tokenizer, options.max_batch or usual)
+    if device.type == "cuda":  # a call as large as all others: what does not fit shows here
+        side = size.vision.image_px
+        embedder.embed_videos(np.zeros((1, size.vision.frames, side, side, 3), np.uint8))
+    return embedder
 
 
 class InternVideo2Embedder:
@@ -120,7 +124,8 @@ class InternVideo2Embedder:
 
     def embed_videos(self, frames: Frames) -> Vectors:
         """Embeddings [B, D], each of unit length, of videos uint8 [B, T, H, W, 3] RGB, H = W = 224, T frames in time
-        order. For another T than the model's 4 its position embedding is interpolated, as the original does."""
+        order. For another T than the model's 4 its position embedding is interpolated, as the original does. Raises
+        UserError when the GPU has no room for them."""
         side = self._model.size.vision.image_px
         assert frames.dtype == np.uint8 and frames.shape[2:] == (side, side, 3), (frames.dtype, frames.shape)
         vectors = [np.empty((0, self.dim), np.float32)]
@@ -134,7 +139,7 @@ class InternVideo2Embedder:
     def _embed(self, frames: Frames) -> Vectors:
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), room_for(self.key, f"{len(frames)} videos of {frames.shape[1]} frames"):
             frames_BTHWC = torch.from_numpy(frames).to(self._model.device).to(torch.float32) / 255
             mean_C, deviation_C = (torch.tensor(of, device=frames_BTHWC.device) for of in (_MEAN, _DEVIATION))
             return _unit(self._model.videos((frames_BTHWC - mean_C) / deviation_C))

@@ -1,10 +1,11 @@
 """What is known of an open_clip model without loading it, and what a config says about it.
 
 `name` and `revision` are open_clip's own: an architecture and a pretrained tag, ViT-L-14-336 and openai. A tag stands
-for a repository of the Hugging Face hub and, but for those in `weights.COMMITS`, no commit of it; who must have the
-very same weights everywhere and for ever names the repository itself, `hf-hub:organisation/name`, with a commit as the
-revision, or sets `path`. A folder (`path`, or `local-dir:/folder` as the name) holds open_clip_config.json and weights
-under one of `WEIGHTS`.
+for a repository of the Hugging Face hub and no commit of it, so only those whose commit is in `weights.COMMITS` are
+taken; for another one the repository itself is named, `hf-hub:organisation/name`, with a commit as the revision, or
+`path` is set. (The config and tokenizer that a text side of transformers reads from a further repository are what its
+main branch held when this machine first asked: open_clip's configs name no commit of it.) A folder (`path`, or
+`local-dir:/folder` as the name) holds open_clip_config.json and weights under one of `WEIGHTS`.
 """
 
 from __future__ import annotations
@@ -50,13 +51,14 @@ class Options:
     """Type of weights and activations, but for layer norms, which stay float32. float32 gives open_clip's own vectors;
     bfloat16 and float16 are for GPUs."""
     device: Device = field(default="auto", metadata={"place": True})
+    """auto: on the CPU where `gpus` is 0."""
     max_batch: Annotated[int, Field(gt=0)] | None = field(default=None, metadata={"place": True})
     """Pictures in one call of the model; every call is filled up to this many, so that a picture's vector does not
     depend on its company. None: 64 on a GPU (our choice: 37,000 tokens of ViT-L-14-336), 4 on a CPU (ViT-B-32 on one
     core: 10.6 pictures/s with 4, 8.2 with 1, 11.1 at best)."""
     gpus: Annotated[float, Field(ge=0)] = field(default=0.0, metadata={"place": True})
-    """GPUs that each process with the model reserves; a share such as 0.25 lets others onto the same one. Under Ray a
-    process sees no GPU that it did not reserve."""
+    """GPUs that each process with the model reserves; a share such as 0.25 lets others onto the same one. 0: on the
+    CPU, unless `device` asks for a GPU."""
     replicas: Annotated[int, Field(gt=0)] = field(default=1, metadata={"place": True})
     """Processes that load the model. Without a GPU each computes on one core under Ray, which sees to that."""
 
@@ -201,7 +203,7 @@ def _source(spec: ModelSpec) -> tuple[ModelSpec, open_clip_tags.Tag | None]:
 
 
 def _tag(spec: ModelSpec) -> open_clip_tags.Tag:
-    """The pretrained tag. Raises UserError with the nearest name."""
+    """The pretrained tag. Raises UserError with the nearest name, and for one that may change."""
     architectures = open_clip_tags.architectures()
     if spec.name not in architectures:
         raise UserError(
@@ -214,7 +216,16 @@ def _tag(spec: ModelSpec) -> open_clip_tags.Tag:
             f"model {spec.key}: its revision must be a pretrained tag of {spec.name}; got {spec.revision!r}; "
             f"{_near(spec.revision, list(tags)) or 'known: ' + (', '.join(tags) or 'none, so set path')}"
         )
+    _require_pinned(spec, tags[spec.revision].repo)
     return tags[spec.revision]
+
+
+def _require_pinned(spec: ModelSpec, repo: str) -> None:
+    if repo not in weights.COMMITS:
+        raise UserError(
+            f"model {spec.key}: its pretrained tag stands for huggingface.co/{repo}, whose files may change; write "
+            f"`name: hf-hub:{repo}` and as the `revision` a commit of it, 40 hex digits, or set the model's `path`"
+        )
 
 
 def _near(name: str, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.models import weights
-from pipeline.models.device import inference, torch_device, torch_dtype
+from pipeline.models.device import inference, room_for, torch_device, torch_dtype
 from pipeline.models.open_clip import config as open_clip_config
 from pipeline.models.open_clip.config import Known, Options
 from pipeline.models.protocols import Frames, Vectors
@@ -48,7 +48,7 @@ def load(spec: ModelSpec, options: Options) -> Loaded:
     """Load a model, downloading it the first time. Raises UserError that says what is missing or wrong."""
     weights.require(*open_clip_config.PACKAGES, extra="models")
     known = open_clip_config.known(spec)
-    device = torch_device(options.device)
+    device = torch_device(options.device, options.gpus)
     model = _created(spec, known, _PRECISIONS[options.dtype], device)
     max_batch = options.max_batch or (64 if device.type == "cuda" else 4)
     return Loaded(spec, known, model, device, torch_dtype(options.dtype), max_batch)
@@ -109,7 +109,8 @@ class VisionEncoder:
             torch.tensor(preprocess[name], device=loaded.device).reshape(1, 3, 1, 1) for name in ("mean", "std")
         )
         self._tower = tower
-        self.dim = self._first_call()
+        # The first call is as large as all others: what does not fit shows here.
+        self.dim: int = self._call(np.zeros((1, *self._batch_shape[1:]), np.uint8)).shape[-1]
 
     def encode(self, frames: Frames) -> Vectors:
         """Vectors float32 [N, D], each of unit length, of pictures uint8 [N, H, W, 3] RGB."""
@@ -122,11 +123,11 @@ class VisionEncoder:
         return vectors
 
     def _call(self, frames: Frames) -> torch.Tensor:
-        """Vectors of up to `max_batch` pictures, filled up with black ones."""
+        """Vectors of up to `max_batch` pictures, filled up with black ones. Raises UserError when they do not fit."""
         import torch
 
         plain = frames if frames.flags.writeable and min(frames.strides) > 0 else frames.copy()  # torch takes no others
-        with inference():
+        with inference(), room_for(self._key, f"{self._batch_shape[0]} pictures"):
             batch_NHWC = torch.zeros(self._batch_shape, dtype=torch.uint8, device=self._device)
             batch_NHWC[: len(frames)] = torch.from_numpy(plain).to(self._device)
             batch_NCHW = batch_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
@@ -136,19 +137,6 @@ class VisionEncoder:
                 vectors = vectors[0]
             unit: torch.Tensor = torch.nn.functional.normalize(vectors.float(), dim=-1)
             return unit
-
-    def _first_call(self) -> int:
-        """D. The first call is as large as all others: what does not fit shows here."""
-        import torch
-
-        size, *shape = self._batch_shape
-        try:
-            return self._call(np.zeros((1, *shape), np.uint8)).shape[-1]
-        except torch.OutOfMemoryError as err:
-            raise UserError(
-                f"model {self._key}: no room on the GPU for {size} pictures at once; lower its option max_batch, or "
-                "take dtype: bfloat16"
-            ) from err
 
 
 class TextEncoder:
@@ -171,7 +159,7 @@ class TextEncoder:
 
         for sentence in sentences:
             self._require_short(sentence)
-        parts = []
+        parts = [np.empty((0, self._loaded.known.model["embed_dim"]), np.float32)]
         for start in range(0, len(sentences), _SENTENCES):
             with inference():
                 tokens = self._tokenizer(sentences[start : start + _SENTENCES]).to(self._loaded.device)

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from pipeline.models.openai.endpoint import Endpoint, Failed
 from pipeline.models.openai.faults import Fault, turned_down, unknown_model
-from pipeline.models.openai.options import Options
+from pipeline.models.openai.options import SEEN_UNASKED, Options
 from pipeline.models.openai.requests import trial_request
 from pipeline.stage import UserError
 
-SEEN_UNASKED = 32
-"""Frames of a video that vLLM's server looks at unless told otherwise (vLLM 0.31)."""
 TRIES = 3
 """Tries of a request, when somebody sits and waits."""
 

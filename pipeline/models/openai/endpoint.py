@@ -3,7 +3,7 @@
 A failure that may pass is tried again after a drawn wait that doubles, or after what Retry-After says. When all tries
 of a request are spent, the server gets a small request instead. If it answers that, the request was at fault, and its
 clip is rejected. If not, the server is, and no clip is rejected for it: everything waits until it answers again, for
-a bounded time.
+a bounded time. Being told to come back later costs no try as long as the server answers anybody within that time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.models.openai.faults import Fault, judge, turned_down
 from pipeline.models.openai.options import Options
 from pipeline.models.openai.requests import Answer, Request, read_answer, trial_request
+from pipeline.models.two_turns import storable
 from pipeline.stage import ModelDied, Rejected, UserError
 
 OUTAGES = 2
@@ -58,6 +59,7 @@ class Endpoint:
         self._resume_at = 0.0
         """Nothing is sent before, on the monotonic clock: the server asked us to wait."""
         self._recovered_at = 0.0
+        self._answered_at = 0.0
         self._looking = asyncio.Lock()
         self._dead: str | None = None
         """Why the server was given up."""
@@ -77,7 +79,7 @@ class Endpoint:
         for outages in range(OUTAGES + 1):
             began = time.monotonic()
             try:
-                answer = await self.send(request, self._options.tries)
+                answer = await self.send(request, self._options.tries, patient=True)
             except Failed as failed:
                 passing = failed.fault.kind == "passing"
                 if not (passing and await self._was_gone(began)) or outages == OUTAGES:
@@ -87,24 +89,47 @@ class Endpoint:
                 return answer
         raise AssertionError("the last round returns or raises")
 
-    async def send(self, request: Request, tries: int) -> Answer:
-        """The answer to a request that is sent up to `tries` times. Raises Failed."""
-        timeouts = 0
-        for tried in range(1, tries + 1):
+    async def send(self, request: Request, tries: int, patient: bool = False) -> Answer:
+        """The answer to a request that is sent up to `tries` times; when `patient`, being turned away costs no try.
+
+        Raises Failed; ModelDied when a patient request is turned away for `outage_s` and so is everybody else.
+        """
+        began = 0.0
+        sent = spent = timeouts = 0
+        while True:
             await self._until_welcome()
+            began = began or time.monotonic()  # what others were told to wait is not this one's
+            sent += 1
             try:
                 async with asyncio.timeout(self._options.timeout_s):
                     found = await self._client.chat.completions.create(model=self._model, **request)
-                return read_answer(found, tried)
+                answer = read_answer(found, sent)
             except Exception as error:
                 fault = judge(error, self._key)
                 if fault is None:
                     raise
+            else:
+                self._answered_at = time.monotonic()
+                return answer
+            if patient and fault.turned_away:
+                self._see_it_lives(began, fault)
+            else:
+                spent += 1
                 timeouts += fault.timed_out
-                if fault.kind != "passing" or tried == tries or timeouts == TIMEOUTS:
-                    raise Failed(fault, tried) from None
-                await asyncio.sleep(self._wait_s(fault, tried))
-        raise AssertionError("tries is at least 1")
+                if fault.kind != "passing" or spent == tries or timeouts == TIMEOUTS:
+                    raise Failed(fault, sent)
+            await asyncio.sleep(self._wait_s(fault, sent))
+
+    def _see_it_lives(self, since: float, fault: Fault) -> None:
+        """Raises ModelDied when nobody was answered for `outage_s`, counted from `since` at the earliest."""
+        silent_s = time.monotonic() - max(since, self._answered_at)
+        if self._dead is None and silent_s >= self._options.outage_s:
+            self._dead = (
+                f"the endpoint {self._options.base_url} has not answered for {silent_s:.0f} s ({fault.words}); "
+                "no clip was rejected for that, and the same command goes on once it answers"
+            )
+        if self._dead is not None:
+            raise ModelDied(self._dead)
 
     async def _until_welcome(self) -> None:
         """Wait while the server wants to be left alone; then a little more, each its own, not to come all at once."""
@@ -116,8 +141,8 @@ class Endpoint:
     def _wait_s(self, fault: Fault, tried: int) -> float:
         """Seconds before the next try. What the server asks for holds for all requests, and is waited for there."""
         options = self._options
-        if fault.wait_s is None:
-            return random.uniform(0, min(options.backoff_max_s, options.backoff_s * 2 ** (tried - 1)))
+        if not fault.wait_s:  # 0 would be a request after the other
+            return random.uniform(0, min(options.backoff_max_s, options.backoff_s * 2.0 ** min(tried - 1, 99)))
         self._resume_at = max(self._resume_at, time.monotonic() + min(fault.wait_s, options.retry_after_max_s))
         return 0.0
 
@@ -134,13 +159,7 @@ class Endpoint:
             began, tried = time.monotonic(), 0
             while (fault := await self._fault_now()) is not None:
                 tried += 1
-                gone_s = time.monotonic() - began
-                if gone_s >= self._options.outage_s:
-                    self._dead = (
-                        f"the endpoint {self._options.base_url} has not answered for {gone_s:.0f} s ({fault.words}); "
-                        "no clip was rejected for that, and the same command goes on once it answers"
-                    )
-                    raise ModelDied(self._dead)
+                self._see_it_lives(began, fault)
                 await asyncio.sleep(self._wait_s(fault, tried))
             if tried:
                 self._recovered_at = time.monotonic()
@@ -162,7 +181,7 @@ class Endpoint:
         try:
             async with asyncio.timeout(self._options.timeout_s):
                 page = await self._client.models.list()
-            return [str(model.id) for model in page.data]
+            return [storable(str(model.id)) for model in page.data]
         except Exception as error:
             fault = judge(error, self._key)
             if fault is not None and (fault.no_answer or fault.status in (401, 403)):

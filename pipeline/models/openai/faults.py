@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pipeline.models.openai.options import Options
+from pipeline.models.two_turns import storable
 from pipeline.stage import UserError
 
 Kind = Literal["passing", "everyone", "too_long", "refused", "clip"]
@@ -34,6 +35,8 @@ _TOO_LONG = re.compile(
 and llama.cpp."""
 _FILTER = re.compile(r"content_filter|content_policy|content management policy|moderation|flagged", re.IGNORECASE)
 """How servers say that they will not look at a clip; some with 403, which otherwise means the key."""
+_TOO_LARGE = re.compile(r"request too large", re.IGNORECASE)
+"""How a 429 begins for a request that is above the limit of tokens a minute all by itself (OpenAI's, Groq's)."""
 _NO_QUOTA = re.compile(r"insufficient_quota|billing_hard_limit", re.IGNORECASE)
 """OpenAI's 429 that no waiting cures."""
 
@@ -58,6 +61,11 @@ class Fault:
     """An answer came that is none."""
 
     @property
+    def turned_away(self) -> bool:
+        """Whether the server is there and wants the same request later."""
+        return self.kind == "passing" and (self.status == 429 or (self.status == 503 and self.wait_s is not None))
+
+    @property
     def no_answer(self) -> bool:
         """Whether nothing came back at all."""
         return self.status is None and not self.malformed
@@ -75,7 +83,8 @@ def judge(error: Exception, secret: str) -> Fault | None:
         cause = error.__cause__
         why = f"{type(cause).__name__}: {cause}" if cause is not None else error.message
         return Fault("passing", hidden(f"no connection, or it was cut ({why.rstrip(': ')})", secret))
-    if isinstance(error, (MalformedAnswer, openai.APIResponseValidationError, json.JSONDecodeError)):
+    # RecursionError: JSON of a thousand levels.
+    if isinstance(error, (MalformedAnswer, openai.APIResponseValidationError, json.JSONDecodeError, RecursionError)):
         return Fault("passing", hidden(f"an answer that is no chat completion: {error}", secret), malformed=True)
     return None
 
@@ -86,7 +95,8 @@ def _of_status(error: Any, secret: str) -> Fault:
     about = f"{error.body} {error.message}"  # the code is in the body, the message may be too
     if _FILTER.search(about) and status in (400, 403):
         return Fault("refused", words, status)
-    if status == 413 or (status in (400, 422) and _TOO_LONG.search(about)):
+    too_long = _TOO_LONG if status in (400, 422) else _TOO_LARGE if status == 429 else None
+    if status == 413 or (too_long is not None and too_long.search(about)):
         return Fault("too_long", words, status)
     if status in (401, 402, 403, 404, 405) or (status == 429 and _NO_QUOTA.search(about)):
         return Fault("everyone", words, status)
@@ -100,7 +110,7 @@ def _message(error: Any, secret: str) -> str:
     body = error.body
     if isinstance(body, Mapping):
         body = body.get("message") or body.get("detail") or body.get("error") or body
-    text = hidden(" ".join(str(body or error.response.reason_phrase).split()), secret)
+    text = hidden(storable(" ".join(str(body or error.response.reason_phrase).split())), secret)
     return text if len(text) <= _WORDS else text[:_WORDS] + "..."
 
 

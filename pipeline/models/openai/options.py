@@ -12,10 +12,14 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from pipeline.media.budget import QWEN_TOKEN_PIXELS, VideoBudget
+from pipeline.models.two_turns import TurnLimits
 from pipeline.stage import UserError
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACE = {"place": True}
+
+SEEN_UNASKED = 32
+"""Frames of a video that vLLM's server looks at unless told otherwise (vLLM 0.31)."""
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -42,7 +46,8 @@ class Options:
     connect_timeout_s: Seconds = field(default=10.0, metadata=_PLACE)
     """Seconds to reach the server."""
     tries: Count = field(default=6, metadata=_PLACE)
-    """Times a request is sent when its failure may pass (429, 5xx, no connection, time-out), the first included."""
+    """Times a request is sent when its failure may pass (5xx, no connection, time-out), the first included. Being told
+    to come back later (429, or 503 with Retry-After) costs no try."""
     backoff_s: Seconds = field(default=1.0, metadata=_PLACE)
     """Longest wait before the second try; it doubles with every further one. The wait is drawn between 0 and this."""
     backoff_max_s: Seconds = field(default=60.0, metadata=_PLACE)
@@ -50,8 +55,9 @@ class Options:
     retry_after_max_s: Seconds = field(default=300.0, metadata=_PLACE)
     """Most seconds that a server's Retry-After is waited for."""
     outage_s: Seconds = field(default=900.0, metadata=_PLACE)
-    """Seconds without a sign of life after which the server is taken for dead and the stage ends. Until then no clip
-    is rejected for it: a server may restart, which takes a large model minutes."""
+    """Seconds without an answer to any clip after which the server is taken for dead and the stage ends. Until then no
+    clip is rejected for it: a server may restart, which takes a large model minutes, or turn everyone away for a while
+    (429)."""
 
     frames_as: Literal["images", "video"] = "images"
     """images: one picture for each frame, its time before it; every endpoint with eyes takes that. video: one video of
@@ -59,7 +65,8 @@ class Options:
     media_io_kwargs: bool = False
     """Whether a video's length and rate, and that all its frames are meant, are told to vLLM's server, which must be
     started with --trust-request-mm-kwargs. Untold, it takes frames to be a second apart (Qwen2-VL does not mind, later
-    models do) and looks at the first 32, at all when started with --media-io-kwargs '{"video": {"num_frames": -1}}'."""
+    models do) and looks at the first SEEN_UNASKED, at all when started with
+    --media-io-kwargs '{"video": {"num_frames": -1}}'."""
     frame_format: Literal["jpeg", "png"] = "jpeg"
     """png loses nothing and takes 3.5 times the bytes: 310 KiB a frame of 588 x 336 from real footage, JPEG 87."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
@@ -72,12 +79,10 @@ class Options:
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Further fields of every request, for what one server has and others have not, such as top_k."""
 
-    caption_tokens: Count = 1024
-    """Tokens that a caption may have: the prompt asks for 150 to 300 words."""
-    qa_tokens: Count = 1536
-    """Tokens that the pairs may have: three of up to six sentences, as JSON."""
-    retry_factor: Annotated[int, Field(ge=2)] = 2
-    """Times as many for an answer that is asked for again."""
+    caption_tokens: Count = TurnLimits.caption_tokens
+    """This and the next two: see `models.two_turns.TurnLimits`."""
+    qa_tokens: Count = TurnLimits.qa_tokens
+    retry_factor: Annotated[int, Field(ge=2)] = TurnLimits.retry_factor
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.01
     """As in Qwen2-VL-72B-Instruct's generation_config.json; null: not sent, the server's own."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.001
@@ -90,8 +95,8 @@ class Options:
     """Frames for each second of a clip; half of Qwen2-VL's rate, since endpoints are paid by the token."""
     min_frames: Count = 4
     """Fewest frames (Qwen2-VL's FPS_MIN_FRAMES)."""
-    max_frames: Count = 32
-    """Most frames; also the most of a video that a vLLM server looks at unasked."""
+    max_frames: Count = SEEN_UNASKED
+    """Most frames."""
     min_pixels: Count = 128 * QWEN_TOKEN_PIXELS
     """Fewest pixels of a frame (Qwen2-VL's VIDEO_MIN_PIXELS)."""
     max_pixels: Count = 256 * QWEN_TOKEN_PIXELS

@@ -17,6 +17,7 @@ from pipeline.models.openai.faults import MalformedAnswer
 from pipeline.models.openai.options import Options
 from pipeline.models.prompts import PAIRS_PER_CLIP, Prompt, load_prompt
 from pipeline.models.protocols import ClipFrames, Frames
+from pipeline.models.two_turns import storable
 
 Request = dict[str, Any]
 
@@ -104,9 +105,9 @@ def read_answer(found: Any, tried: int) -> Answer:
         raise MalformedAnswer(repr(found)[:200]) from None
     usage = getattr(found, "usage", None)
     return Answer(
-        text=text if isinstance(text, str) else "",
-        refusal=refusal if isinstance(refusal, str) else "",
-        finish_reason=str(choice.finish_reason),
+        text=storable(text) if isinstance(text, str) else "",
+        refusal=storable(refusal) if isinstance(refusal, str) else "",
+        finish_reason=storable(str(choice.finish_reason)),
         prompt_tokens=_count(usage, "prompt_tokens"),
         cached_tokens=_count(getattr(usage, "prompt_tokens_details", None), "cached_tokens"),
         output_tokens=_count(usage, "completion_tokens"),
@@ -141,7 +142,7 @@ def _encoded(frame: Frames, options: Options) -> str:
 
 
 def _metadata(clip: ClipFrames, options: Options) -> Request:
-    """What vLLM is to know of the frames. `num_frames` -1: take them all; left alone it takes the first 32."""
+    """What vLLM is to know of the frames. `num_frames` -1: take them all, and not options.SEEN_UNASKED."""
     count, span_s = len(clip.frames), float(clip.times_s[-1] - clip.times_s[0])
     return {
         "num_frames": -1,

@@ -8,7 +8,6 @@ other clips' first turns.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,8 @@ from pipeline.models.vllm.admission import Admission, Load, TooLarge
 from pipeline.models.vllm.conversation import ClipConversation, Script, video_tokens, write_script
 from pipeline.models.vllm.engine import EngineNotStarted, VllmEngine
 from pipeline.models.vllm.options import Options as Options
-from pipeline.models.vllm.options import engine_args, pair_tokens
-from pipeline.models.weights import folder, lacking_packages, lacking_weights, require
+from pipeline.models.vllm.options import check_engine_args, engine_args, pair_tokens
+from pipeline.models.weights import folder, lacking_packages, lacking_weights, read_json, require
 from pipeline.stage import ModelDied, Rejected, Retryable, UserError
 
 FILES = ("config.json", "*.safetensors", "tokenizer.json", "preprocessor_config.json|processor_config.json")
@@ -38,6 +37,7 @@ engine, else float32."""
 
 def card(spec: ModelSpec) -> Card:
     options = _options(spec)
+    check_engine_args(options.engine_args)
     return Card(
         frame_spec={},
         frames=options.max_frames,
@@ -61,7 +61,7 @@ def load(spec: ModelSpec) -> VllmDescriber:
     options = _options(spec)
     require("vllm", "transformers", extra="vllm")
     place = folder(spec, FILES, MORE_FILES)
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    config = read_json(place / "config.json")
     if config.get("model_type") != MODEL_TYPE:
         raise UserError(
             f"model {spec.key}: its config.json says {config.get('model_type')!r}, and this family runs {MODEL_TYPE} "
@@ -92,11 +92,11 @@ def _script(place: Path, engine: VllmEngine, video_token: int) -> Script:
     tokenizer = engine.tokenizer()
     older = place / "chat_template.json"
     if not tokenizer.chat_template and older.is_file():
-        tokenizer.chat_template = json.loads(older.read_text(encoding="utf-8"))["chat_template"]
+        tokenizer.chat_template = read_json(older)["chat_template"]
     ends = {tokenizer.eos_token_id}
     generation = place / "generation_config.json"
     if generation.is_file():
-        stops = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id", [])
+        stops = read_json(generation).get("eos_token_id", [])
         ends.update(stops if isinstance(stops, list) else [stops])
     return write_script(tokenizer, video_token, frozenset(ends))
 

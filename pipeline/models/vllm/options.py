@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.media.budget import QWEN_TOKEN_PIXELS, VideoBudget
 from pipeline.models.prompts import PAIRS_PER_CLIP, load_prompt
+from pipeline.models.two_turns import TurnLimits
 from pipeline.stage import UserError
 
 _PLACE = {"place": True}
@@ -44,7 +46,8 @@ class Options:
     """Answers that one step works on, and clips in flight at most. null: vLLM's own."""
     max_num_batched_tokens: Count | None = field(default=None, metadata=_PLACE)
     """Tokens that one step works on. null: 8192, vLLM's own for batches on large GPUs, or the video tokens of the
-    largest clip where these are more, since a clip's frames go through the vision encoder in one step."""
+    largest clip where these are more, since a clip's frames go through the vision encoder in one step. vLLM's CPU build
+    sets it by itself, whatever is said here."""
     enforce_eager: bool = field(default=False, metadata=_PLACE)
     """Do without CUDA graphs and compilation: starts sooner, answers slower."""
     in_flight: Count = field(default=16, metadata=_PLACE)
@@ -63,14 +66,12 @@ class Options:
     """Context, tokens: frames, prompts and answers of both turns (Qwen2-VL's max_position_embeddings). A clip gets
     fewer frames where these do not fit."""
     engine_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of vLLM's AsyncEngineArgs, as they are."""
+    """Further arguments of vLLM's AsyncEngineArgs, as they are, but for those of `REFUSED`."""
 
-    caption_tokens: Count = 1024
-    """Tokens that a caption may have: the prompt asks for 150 to 300 words."""
-    qa_tokens: Count = 1536
-    """Tokens that the pairs may have: three of up to six sentences, as JSON."""
-    retry_factor: Annotated[int, Field(ge=2)] = 2
-    """Times as many for an answer that is asked for again."""
+    caption_tokens: Count = TurnLimits.caption_tokens
+    """This and the next two: see `models.two_turns.TurnLimits`."""
+    qa_tokens: Count = TurnLimits.qa_tokens
+    retry_factor: Annotated[int, Field(ge=2)] = TurnLimits.retry_factor
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.01
     """This and the next three: Qwen2-VL-72B-Instruct's generation_config.json. The likeliest token, always."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.001
@@ -123,8 +124,36 @@ def _prompt_tokens_at_most() -> int:
     return sum(len(text.encode()) for text in texts) // BYTES_PER_TOKEN + 64
 
 
+REFUSED = frozenset(
+    {
+        "allowed_local_media_path",
+        "code_revision",
+        "hf_config_path",
+        "hf_overrides",
+        "load_format",
+        "revision",
+        "tokenizer",
+        "tokenizer_revision",
+        "trust_remote_code",
+    }
+)
+"""Arguments of the engine by which a model would be other than the files of its commit, run code of its own or read
+files of this machine."""
+
+
+def check_engine_args(given: Collection[str]) -> None:
+    """Raises UserError for arguments that `options.engine_args` may never hold."""
+    refused = sorted(REFUSED.intersection(given))
+    if refused:
+        raise UserError(
+            f"describer's options.engine_args: {', '.join(refused)} may not be set: a model is the files of its commit "
+            "or of its `path`, and no code of its own is run; put what you want changed into a folder, and set `path`"
+        )
+
+
 def engine_args(folder: Path, options: Options) -> dict[str, Any]:
     """Arguments of vLLM's AsyncEngineArgs. Raises UserError for one that `options.engine_args` may not set."""
+    check_engine_args(options.engine_args)
     budget = options.budget()
     args: dict[str, Any] = {
         "model": str(folder),

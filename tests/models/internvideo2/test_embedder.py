@@ -136,6 +136,35 @@ def test_half_precision_is_near(folder: Path, model: VideoTextEmbedder, dtype: s
         assert np.linalg.norm(ours - exact, axis=-1).max() < tolerance
 
 
+def test_videos_that_do_not_fit_say_what_to_set(
+    folder: Path, model: VideoTextEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pipeline.models.internvideo2.model.InternVideo2.videos", full)
+    with pytest.raises(UserError, match=r"no room on the GPU for 1 videos of 4 frames at once; lower its option max_b"):
+        model.embed_videos(tiny.videos(1, 4, SIDE))
+    on_cpu = registry.load_video_text_embedder(tiny.spec(folder))
+    assert on_cpu.embed_texts(["dog"]).shape == (1, on_cpu.dim), "for sentences alone no video is embedded"
+
+
+def test_without_a_reserved_gpu_it_computes_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = registry.load_video_text_embedder(tiny.spec(folder, device="auto"))
+    assert found.embed_texts(["dog"]).shape == (1, found.dim)
+
+
+@pytest.mark.gpu
+def test_what_does_not_fit_the_gpu_shows_when_the_model_is_loaded(folder: Path) -> None:
+    with pytest.raises(UserError, match="no room on the GPU for 100000000 videos"):
+        registry.load_video_text_embedder(tiny.spec(folder, device="cuda", max_batch=100_000_000))
+
+
 def test_the_card_needs_neither_weights_nor_a_folder() -> None:
     spec = ModelSpec(family="internvideo2", name=PUBLISHED_1B, options={"gpus": 1, "replicas": 2})
     card = registry.card("video_text_embedder", spec)

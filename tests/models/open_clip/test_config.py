@@ -31,7 +31,13 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def _spec(name: str = "ViT-B-32", revision: str = "openai", **more: Any) -> ModelSpec:
+@pytest.fixture
+def any_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if every tag's commit were known."""
+    monkeypatch.setattr(open_clip_config, "_require_pinned", lambda spec, repo: None)
+
+
+def _spec(name: str = "ViT-B-32", revision: str = "laion2b_s34b_b79k", **more: Any) -> ModelSpec:
     return ModelSpec(family="open_clip", name=name, revision=revision, **more)
 
 
@@ -44,6 +50,7 @@ def _folder(place: Path, *files: str, **preprocess: Any) -> Path:
     return place
 
 
+@pytest.mark.usefixtures("any_tag")
 @pytest.mark.parametrize(
     ("name", "revision", "expected"),
     [
@@ -58,6 +65,7 @@ def test_a_tags_card_tells_its_own_preprocessing(name: str, revision: str, expec
         assert FrameSpec.from_json(card.frame_spec) == expected
 
 
+@pytest.mark.usefixtures("any_tag")
 def test_every_tag_has_a_card() -> None:
     from pipeline.models.open_clip.tags import architectures, tags
 
@@ -152,7 +160,8 @@ def test_only_the_type_of_numbers_decides_results() -> None:
     assert registry.identity("frame_embedder", _spec(options={"dtype": "bfloat16"})) != base
 
 
-def test_variants_are_checked_early(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("any_tag")
+def test_variants_are_checked_early() -> None:
     registry.card("frame_embedder", _spec(variant="cls"))
     with pytest.raises(UserError, match="unknown variant 'pooled'; known: cls"):
         registry.card("frame_embedder", _spec(variant="pooled"))
@@ -162,6 +171,18 @@ def test_variants_are_checked_early(tmp_path: Path) -> None:
         registry.card("frame_embedder", _spec("RN50", "openai", variant="cls"))
     with pytest.raises(UserError, match="a video-text embedder has no variants; got 'cls'"):
         registry.card("video_text_embedder", _spec(variant="cls"))
+
+
+def test_a_tag_whose_commit_is_not_known_is_refused_with_what_to_write() -> None:
+    spec = _spec("ViT-L-14", "openai")
+    with pytest.raises(UserError) as raised:
+        registry.card("frame_embedder", spec)
+    assert "write `name: hf-hub:timm/vit_large_patch14_clip_224.openai` and as the `revision` a commit" in str(
+        raised.value
+    )
+    assert registry.lacks("frame_embedder", spec) == [str(raised.value)]
+    for name, revision in open_clip_config.SHIPPED:
+        registry.card("frame_embedder", _spec(name, revision))
 
 
 def test_lacking_weights_of_a_tag_say_what_to_type() -> None:
@@ -179,6 +200,7 @@ def test_lacking_files_of_a_folder_are_named(tmp_path: Path) -> None:
     assert registry.lacks("video_text_embedder", whole) == registry.lacks("frame_embedder", whole) == []
 
 
+@pytest.mark.usefixtures("any_tag")
 def test_a_text_side_of_transformers_needs_its_files_too() -> None:
     spec = _spec("roberta-ViT-B-32", "laion2b_s12b_b32k")
     found = open_clip_config.known(spec)

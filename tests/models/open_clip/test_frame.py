@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipeline.models import registry
+from pipeline.models import registry, weights
 from pipeline.models.open_clip.frame import OpenClipFrameEmbedder
 from pipeline.models.spec import ModelSpec
 from pipeline.stage import UserError
@@ -303,6 +303,7 @@ def test_a_pretrained_tag_is_used_as_it_was_trained(cached_vit_b_32: Path, monke
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cached_vit_b_32))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(weights.COMMITS, "timm/vit_base_patch32_clip_224.openai", "0" * 40)
     pictures = _pictures(4, 224)
     spec = ModelSpec(family="open_clip", name="ViT-B-32", revision="openai", options=CPU)
     assert registry.lacks("frame_embedder", spec) == registry.lacks("video_text_embedder", spec) == []

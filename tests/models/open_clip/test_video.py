@@ -82,6 +82,32 @@ def test_many_sentences_keep_their_order(model: OpenClipVideoEmbedder) -> None:
     assert np.abs(many[97] - model.embed_texts(sentences[97:98])[0]).max() < 1e-5
 
 
+def test_no_sentence_gives_no_vector(model: OpenClipVideoEmbedder) -> None:
+    assert model.embed_texts([]).shape == (0, model.dim)
+
+
+def test_without_a_reserved_gpu_it_computes_on_the_cpu(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = registry.load_video_text_embedder(_spec(tiny, device="auto", max_batch=1))
+    assert found.embed_texts(["a dog"]).shape == (1, tiny_open_clip.DIM)
+
+
+def test_pictures_that_do_not_fit_say_what_to_set(
+    tiny: Path, model: OpenClipVideoEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+    import torch
+
+    def full(*args: Any, **given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(open_clip.transformer.VisionTransformer, "forward", full)
+    with pytest.raises(UserError, match="no room on the GPU for 8 pictures at once; lower its option max_batch"):
+        registry.load_video_text_embedder(_spec(tiny, max_batch=8))
+
+
 def test_a_sentence_that_would_be_cut_off_is_refused(model: OpenClipVideoEmbedder) -> None:
     fits = "dog " * (tiny_open_clip.CONTEXT - 2)
     assert model.embed_texts([fits]).shape == (1, tiny_open_clip.DIM)

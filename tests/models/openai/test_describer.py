@@ -77,6 +77,12 @@ def test_many_clips_are_under_way_at_once_and_no_more_than_asked_for(server: Mis
     assert server.most_open == 3
 
 
+def test_half_a_character_of_a_server_is_replaced(server: MisbehavingServer) -> None:
+    assert described(server, on("caption", says("A \ud83d dog."))).caption == "A \ufffd dog."
+    assert rejected(server, on("caption", says(None, refusal="No \ud83d."))).detail.endswith("'No \ufffd.'")
+    assert rejected(server, on("caption", fails(400, "bad \ud83d"))).detail == "400: bad \ufffd"
+
+
 @pytest.mark.parametrize(
     ("act", "detail"),
     [

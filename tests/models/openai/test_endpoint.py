@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -37,8 +38,24 @@ pytest.importorskip("openai")
         Act(body=b'{"choices": []}'),
         Act(body=b"[]"),
         Act(body=b"\xff\xfe"),
+        Act(body=b"[" * 5000),
+        Act(500, body=b"[" * 5000),
     ],
-    ids=["429", "500", "503", "408", "hang up", "cut", "half json", "html", "no choice", "list", "not text"],
+    ids=[
+        "429",
+        "500",
+        "503",
+        "408",
+        "hang up",
+        "cut",
+        "half json",
+        "html",
+        "no choice",
+        "list",
+        "not text",
+        "deep",
+        "deep 500",
+    ],
 )
 def test_what_passes_costs_a_try_and_no_clip(act: Act, server: MisbehavingServer) -> None:
     said = described(server, on("qa", act, times=2))
@@ -67,6 +84,42 @@ def test_a_retry_after_is_for_every_request(server: MisbehavingServer) -> None:
 def test_a_retry_after_of_days_is_not(server: MisbehavingServer) -> None:
     described(server, on("caption", fails(429, Retry_After="99999"), times=1), retry_after_max_s=0.1)
     assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_answers_few_at_a_time_costs_no_clip(status: int, server: MisbehavingServer) -> None:
+    """24 clips, 3 requests in each window of 0.1 s, 3 tries; in all it takes longer than an outage may."""
+    lock = threading.Lock()
+    answered: Counter[int] = Counter()
+
+    def script(asked: Asked) -> Act | None:
+        window = int(asked.at / 0.1)
+        with lock:
+            answered[window] += 1
+            return fails(status, Retry_After="0.1") if answered[window] > 3 else None
+
+    with loaded(server, script, outage_s=1.2) as describer:
+
+        async def all_of_them() -> list[Description]:
+            return await asyncio.gather(*(describer.describe(clip(n)) for n in range(24)))
+
+        assert all(len(said.pairs) == 3 for said in describer.run(all_of_them()))
+
+
+@pytest.mark.parametrize("headers", [{}, {"Retry_After": "0"}, {"Retry_After": "0.05"}])
+def test_a_server_that_turns_everyone_away_ends_the_model_and_no_clip(
+    headers: dict[str, str], server: MisbehavingServer
+) -> None:
+    with loaded(server, lambda asked: fails(429, **headers), outage_s=0.5, backoff_s=0.1) as describer:
+
+        async def some() -> list[Any]:
+            asked = (describer.describe(clip(n)) for n in range(3))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        errors = describer.run(some())
+    assert [type(error) for error in errors] == [ModelDied] * 3
+    assert "has not answered for" in str(errors[0]) and "429" in str(errors[0])
+    assert len(server.asked) < 100
 
 
 def test_a_server_that_hangs_is_given_up_after_the_time_limit(server: MisbehavingServer) -> None:

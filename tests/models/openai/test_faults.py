@@ -35,6 +35,14 @@ def test_what_is_the_requests_own_fault(status: int) -> None:
     assert fault(status).kind == "clip"
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "away"),
+    [(429, {}, True), (503, {"retry-after": "1"}, True), (503, {}, False), (500, {"retry-after": "1"}, False)],
+)
+def test_who_is_to_come_back_later(status: int, headers: dict[str, str], away: bool) -> None:
+    assert fault(status, headers=headers).turned_away == away
+
+
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
 def test_what_every_request_would_meet(status: int) -> None:
     assert fault(status).kind == "everyone"
@@ -56,6 +64,7 @@ def test_a_used_up_quota_is_no_rate_limit() -> None:
         (400, "At most 4 image(s) may be provided in one prompt.", None),
         (422, OVERLONG, None),
         (413, "Request Entity Too Large", None),
+        (429, "Request too large for m on tokens per min (TPM): Limit 30000, Requested 48636.", "rate_limit_exceeded"),
     ],
 )
 def test_what_is_too_long(status: int, message: str, code: str | None) -> None:
@@ -102,6 +111,10 @@ def test_the_servers_words_are_kept_short_and_without_the_key() -> None:
     assert fault(400, f"bad\n request of {SECRET}.").words == "400: bad request of ***."
     words = fault(400, "x" * 396 + f" {SECRET}").words
     assert len(words) < 420 and SECRET[:4] not in words
+
+
+def test_the_servers_words_can_be_stored() -> None:
+    assert fault(400, "no \ud83d here").words == "400: no \ufffd here"
 
 
 @pytest.mark.parametrize("text", ["Bearer sk-secret-1", "key=sk-secret-1;", "'sk-secret-1'"])

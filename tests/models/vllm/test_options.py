@@ -13,7 +13,7 @@ from pipeline.media.budget import VideoBudget
 from pipeline.models import registry
 from pipeline.models.spec import ModelSpec
 from pipeline.models.vllm import describer as vllm_describer
-from pipeline.models.vllm.options import Options, engine_args, largest_clip, pair_tokens
+from pipeline.models.vllm.options import REFUSED, Options, engine_args, largest_clip, pair_tokens
 from pipeline.stage import UserError
 
 FOLDER = Path("/models/qwen")
@@ -74,6 +74,15 @@ def test_an_argument_of_the_engine_that_is_ours_to_set_is_refused() -> None:
         engine_args(FOLDER, Options(engine_args={"scheduling_policy": "fcfs", "max_model_len": 1}))
 
 
+def test_remote_code_and_files_of_no_commit_are_refused_before_any_work() -> None:
+    for name in REFUSED:
+        with pytest.raises(UserError, match=f"engine_args: {name} may not be set: a model is the files of its commit"):
+            registry.card("describer", spec(engine_args={name: "x"}))
+        with pytest.raises(UserError, match=name):
+            engine_args(FOLDER, Options(engine_args={name: "x"}))
+    assert {"trust_remote_code", "load_format", "tokenizer", "hf_overrides"} <= REFUSED
+
+
 def test_one_step_has_room_for_the_frames_of_the_largest_clip() -> None:
     assert engine_args(FOLDER, Options())["max_num_batched_tokens"] == largest_clip(Options().budget()) >= 24576
     assert engine_args(FOLDER, Options(max_pixels=28 * 28 * 128, max_frames=32))["max_num_batched_tokens"] == 8192
@@ -92,6 +101,14 @@ def test_a_model_of_another_kind_is_refused_before_the_engine_starts(
     for name in ("model.safetensors", "tokenizer.json", "preprocessor_config.json"):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"config.json says 'llama'.* take the family openai"):
+        vllm_describer.load(ModelSpec(family="vllm", name="x/y", path=str(tmp_path)))
+
+
+def test_a_damaged_config_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_describer, "require", lambda *modules, extra: None)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"/config\.json is damaged \(.*copy it again"):
         vllm_describer.load(ModelSpec(family="vllm", name="x/y", path=str(tmp_path)))
 
 
