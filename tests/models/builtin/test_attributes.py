@@ -17,7 +17,7 @@ from pipeline.stage import UserError
 
 SPEC = ModelSpec(family="builtin", name="attributes", revision="1")
 MODEL = load_video_text_embedder(SPEC)
-MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
+MANIFESTS = Path(__file__).resolve().parents[3] / "manifests"
 SIDE, FRAMES, K = 128, 8, len(WORDS)
 
 Rng = np.random.Generator

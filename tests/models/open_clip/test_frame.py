@@ -263,7 +263,7 @@ def test_builds_of_torch_that_do_not_fit_are_the_users_business(tiny: Path, tmp_
         "from pipeline.models.spec import ModelSpec\n"
         f"registry.load_frame_embedder(ModelSpec(family='open_clip', name='tiny', path={str(tiny)!r}))\n"
     )
-    here = str(Path(__file__).parents[2])
+    here = str(Path(__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), here])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]

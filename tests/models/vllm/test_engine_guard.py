@@ -24,7 +24,7 @@ time.sleep(99)
 """An engine with a worker, as far as processes go."""
 HOLDER = f"""
 import subprocess, sys, time
-sys.path.insert(0, {str(Path(engine_guard.__file__).resolve().parents[2])!r})
+sys.path.insert(0, {str(Path(engine_guard.__file__).resolve().parents[3])!r})
 from pipeline.models.vllm.engine_guard import EngineGuard
 guard = EngineGuard()
 with guard.marking():
