@@ -238,7 +238,10 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(video: Path, tmp_path: Path) 
     command = Command(tmp_path / "faults")
     command.rules({"decoder": "scan", "match": "", "how": "hang"})
     line = ("run", video, "--out", tmp_path / "run", *LOCAL, *sets("select.random_rest=9"))
+    # A shell that runs the tests in the background has all their children ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = command.start(*line)
+    signal.signal(signal.SIGINT, before)
     try:
         while ("scan", "disc.mp4") not in command.trace("job"):
             assert process.poll() is None
