@@ -14,7 +14,7 @@ from tests.conftest import CHECKOUT
 
 def test_the_wheel_holds_code_and_command_and_no_tests(wheel_site: Path) -> None:
     tops = {path.name for path in wheel_site.iterdir() if not path.name.endswith(".dist-info")}
-    assert tops == {"pipeline", "cli.py"}
+    assert tops == {"pipeline", "compressor", "cli.py"}
     (entry_points,) = wheel_site.glob("*.dist-info/entry_points.txt")
     assert "hicom = cli:main" in entry_points.read_text(encoding="utf-8")
     assert list(wheel_site.glob("*.dist-info/licenses/LICENSE"))
